@@ -1,0 +1,83 @@
+"""Writing files so that nothing is ever half-written, and naming their content.
+
+>>> with atomic_write("picture.png") as file:  # doctest: +SKIP
+...     file.write(data)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from deocc.errors import InputError
+
+__all__ = ["atomic_write", "sha256"]
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that appears under ``path`` complete, or not at all.
+
+    The data goes to a temporary file in the same folder, reaches the disk, and then takes the place of ``path`` in one
+    step; an earlier file of that name is there until then. When the block raises, or the process dies, ``path`` is as
+    it was; when the block raises, the temporary file is gone too. The permissions are those of any new file (umask).
+
+    Args:
+        path: where to write; its folder must exist.
+
+    Yields:
+        A file open for writing and reading; its ``name`` is the temporary path, for writers that want a path.
+
+    Raises:
+        InputError: the folder is missing or not writable, ``path`` is a folder, or the disk is full.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written as a file: it is a folder")
+    # The suffix is kept: writers that are handed the name choose the format by it.
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix}")
+    try:
+        # Not tempfile, which gives permissions 0600 whatever the umask.
+        file = temporary.open("x+b")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
+    try:
+        with file:
+            yield file
+        # By path, since the block may have used the name and not the open file.
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        # Errors of write() and fsync() name no file; any other OSError is the caller's own.
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
+        raise
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, as 64 hexadecimal digits.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)} cannot be read ({error.strerror})") from error
+
+
+def _sync(path: Path) -> None:
+    """Make a file's data, or the names inside a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
