@@ -1,0 +1,244 @@
+"""Finding methods: the entry-point group ``deocc.methods``.
+
+A plugin is any installed distribution with an entry point in that group, whose value leads to a
+:class:`deocc.method.Method` of the same name. :func:`names` reads the metadata of what is installed and imports
+nothing; :func:`get` imports the one module that holds the method, and none of its parts. A broken plugin breaks only
+itself.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from deocc.config import did_you_mean, from_dict, replace
+from deocc.errors import PluginError, UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from deocc.method import Method, Occluder, Part, Recognizer, Restorer
+
+__all__ = ["GROUP", "OLDEST_API", "Problem", "get", "load", "names", "packaged_weights", "problems"]
+
+GROUP = "deocc.methods"
+"""The entry-point group that plugins declare."""
+
+OLDEST_API = 1
+"""The oldest ``Method(api=...)`` that still works; the newest is :data:`deocc.method.API`."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an installed plugin, or one of its methods, cannot be used.
+
+    Attributes:
+        distribution, version: the installed distribution that declares the entry point.
+        entry_point: its name, which is the method's.
+        reason: one sentence.
+    """
+
+    distribution: str
+    version: str
+    entry_point: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"method {self.entry_point!r} of {self.distribution} {self.version}: {self.reason}"
+
+
+def names() -> tuple[str, ...]:
+    """The names of all installed methods, sorted; broken ones too, since nothing is imported to find out."""
+    return tuple(sorted(_declared()))
+
+
+def get(name: str) -> Method:
+    """The method called ``name``; imports the module that holds it, and none of its parts.
+
+    Raises:
+        UsageError: no such method is installed.
+        PluginError: two distributions claim the name, or the plugin is broken.
+    """
+    declared = _declared()
+    if name not in declared:
+        if not declared:
+            raise UsageError(f"there is no method {name!r}: no plugin with a method is installed")
+        near = did_you_mean(name, declared)
+        listed = f" (installed: {', '.join(sorted(declared))})" if near.startswith("did") else ""
+        raise UsageError(f"there is no method {name!r}; {near}{listed}")
+    method = _import(declared[name])
+    if isinstance(method, Problem):
+        raise PluginError(str(method))
+    return method
+
+
+def problems() -> list[Problem]:
+    """Everything that is wrong with the installed plugins; imports the module of each method to find out."""
+    found = []
+    for _, entries in sorted(_declared().items()):
+        outcome = _import(entries)
+        if isinstance(outcome, Problem):
+            found.append(outcome)
+    return found
+
+
+def packaged_weights(method: Method, part: str) -> Path | None:
+    """The weights file that comes with ``part`` of a method, or None when none is packaged.
+
+    Raises:
+        PluginError: the method names a file that is not in its package.
+    """
+    target = method.weights.get(part)
+    if target is None:
+        return None
+    package, _, inside = target.partition(":")
+    try:
+        resource = importlib.resources.files(package).joinpath(inside)
+    except Exception as error:
+        raise PluginError(
+            f"method {method.name!r}: the package of its weights {target!r} cannot be imported "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not inside or not isinstance(resource, Path) or not resource.is_file():
+        raise PluginError(f"method {method.name!r}: its weights {target!r} are not a file of the installed package")
+    return resource
+
+
+@overload
+def load(
+    name: str,
+    part: Literal["restorer"],
+    *,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    **overrides: Any,
+) -> Restorer: ...
+@overload
+def load(
+    name: str,
+    part: Literal["occluder"],
+    *,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    **overrides: Any,
+) -> Occluder: ...
+@overload
+def load(
+    name: str,
+    part: Literal["recognizer"],
+    *,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    **overrides: Any,
+) -> Recognizer: ...
+def load(name: str, part: str, *, weights: str | Path | None = None, device: str = "cpu", **overrides: Any) -> Part:
+    """Build a part of a method, with its weights, frozen and in evaluation mode.
+
+    The configuration is the one on the weights' card, else the defaults, with ``overrides`` applied.
+
+    Args:
+        name: an installed method.
+        part: ``"restorer"``, ``"occluder"`` or ``"recognizer"``.
+        weights: a safetensors file with its JSON card beside it; by default the file packaged with the method, if any.
+        device: where to compute, such as ``"cpu"`` or ``"cuda:0"``.
+        **overrides: fields of the configuration to change, as :func:`deocc.config.replace` takes them.
+
+    Raises:
+        UsageError: no such method, part, device or field.
+        PluginError: the plugin is broken.
+        WeightsError: the part needs weights and there are none, or they do not fit.
+    """
+    from deocc import weights as files
+    from deocc.method import PARTS
+
+    method = get(name)
+    if part not in PARTS:
+        raise UsageError(f"a part must be one of {', '.join(PARTS)}, got {part!r}; {did_you_mean(part, PARTS)}")
+    part_class: Any = method.resolve(part)
+    config_class: type[Any] = method.resolve("config")
+    target = _device(device)
+    path = Path(weights) if weights is not None else packaged_weights(method, part)
+
+    tensors, config = None, from_dict(config_class, {})
+    if path is not None:
+        tensors, card = files.read(path, method=name, part=part)
+        try:
+            config = from_dict(config_class, card["config"])
+        except UsageError as error:
+            raise WeightsError(
+                f"{path}: the configuration on its card does not fit method {name!r}: {error}"
+            ) from error
+    elif part_class.needs_weights:
+        raise WeightsError(
+            f"the {part} of method {name!r} needs trained weights and has none packaged; pass weights=FILE "
+            "(--weights FILE), a .safetensors file with its .json card beside it"
+        )
+    built: Part = part_class(replace(config, overrides))
+    if tensors is not None:
+        if built.network is None:
+            raise WeightsError(f"{path}: weights were given, but the {part} of method {name!r} takes none")
+        files.fill(built.network, tensors, source=str(path))
+    if built.network is not None:
+        built.network.eval().requires_grad_(False)
+    return built.to(target)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UsageError(f"device {name!r} cannot be used on this machine; it has {', '.join(have)}") from error
+    return device
+
+
+def _declared() -> dict[str, list[EntryPoint]]:
+    declared: dict[str, list[EntryPoint]] = defaultdict(list)
+    for entry in entry_points(group=GROUP):
+        declared[entry.name].append(entry)
+    return dict(declared)
+
+
+def _origin(entry: EntryPoint) -> tuple[str, str]:
+    # Metadata that lacks these fields is itself a broken plugin; it must not break the listing.
+    if entry.dist is None:
+        return "an unnamed distribution", "?"
+    return entry.dist.metadata["Name"] or "an unnamed distribution", entry.dist.metadata["Version"] or "?"
+
+
+def _import(entries: list[EntryPoint]) -> Method | Problem:
+    """The method behind the entry points of one name, or why it cannot be had."""
+    from deocc.method import API, Method
+
+    entry = entries[0]
+    distribution, version = _origin(entry)
+
+    def problem(reason: str) -> Problem:
+        return Problem(distribution, version, entry.name, reason)
+
+    if len(entries) > 1:
+        others = " and ".join(f"{other} {its_version}" for other, its_version in map(_origin, entries[1:]))
+        return problem(f"{others} has a method of this name too; uninstall one of them")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", entry.name):
+        return problem("a method's name must be lower-case letters, digits and single hyphens")
+    try:
+        method = entry.load()
+    except (Exception, SystemExit) as error:  # whatever a stranger's module does at import stays its own problem
+        return problem(f"importing {entry.value!r} failed ({type(error).__name__}: {error})")
+    if not isinstance(method, Method):
+        return problem(f"{entry.value!r} must be a deocc.method.Method, got {type(method).__name__}")
+    if method.api > API:
+        return problem(f"it is written for api {method.api} and this deocc has api {API}; upgrade deocc")
+    if method.api < OLDEST_API:
+        return problem(
+            f"it is written for api {method.api} and this deocc takes {OLDEST_API} to {API}; upgrade {distribution}"
+        )
+    if method.name != entry.name:
+        return problem(f"{entry.value!r} is named {method.name!r}, which must equal the entry point's name")
+    return method
