@@ -1,0 +1,1 @@
+"""Plain PyTorch and NumPy, written to be read: the specification of every operator, and what runs without a kernel."""
