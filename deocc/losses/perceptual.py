@@ -1,0 +1,88 @@
+"""Perceptual distance over a feature network whose weights the user brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from deocc.errors import WeightsError
+
+# (stride, padding, kernel of the max-pooling in front, is a tap) for each convolution.
+_ALEXNET = ((4, 2, 0, True), (1, 2, 3, True), (1, 1, 3, True), (1, 1, 0, True), (1, 1, 0, True))
+_VGG16 = tuple(
+    (1, 1, 2 if first and block else 0, last)
+    for block, size in enumerate((2, 2, 3, 3, 3))
+    for first, last in ((index == 0, index == size - 1) for index in range(size))
+)
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance of image pairs (Zhang et al., CVPR 2018, eq. 1), version 0.1.
+
+    Args:
+        weights: a safetensors file with ``conv{i}.weight``, ``conv{i}.bias`` of ImageNet AlexNet (5 convolutions) or
+            VGG16 (13), and the five linear heads ``lin{i}`` of LPIPS.
+
+    Raises:
+        WeightsError: the file is missing or does not hold one of the two networks.
+
+    Shapes: two tensors (N, 3, H, W), RGB in [0, 1] -> (N,) distances, 0 for equal images. The parameters are frozen;
+    gradients flow to both images.
+    """
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        try:
+            tensors = load_file(str(weights))
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{weights}: cannot be read as the weights of LPIPS ({error})") from error
+        layouts = {5: _ALEXNET, 13: _VGG16}
+        count = sum(name.startswith("conv") and name.endswith(".weight") for name in tensors)
+        heads = [tensors.get(f"lin{i}") for i in range(5)]
+        if count not in layouts or any(head is None for head in heads):
+            raise WeightsError(
+                f"{weights}: wanted conv0..conv4 (AlexNet) or conv0..conv12 (VGG16) and lin0..lin4, got {sorted(tensors)}"
+            )
+        self.layout = layouts[count]
+        self.convolutions = nn.ModuleList()
+        for index, (stride, padding, _, _) in enumerate(self.layout):
+            weight = tensors[f"conv{index}.weight"].float()
+            convolution = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, padding)
+            convolution.load_state_dict({"weight": weight, "bias": tensors[f"conv{index}.bias"].float()})
+            self.convolutions.append(convolution)
+        for index, head in enumerate(heads):
+            assert head is not None
+            self.register_buffer(f"head{index}", head.float().flatten())
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The five tapped feature maps of (N, 3, H, W) images in [0, 1], after ReLU, not normalised."""
+        x = (image * 2 - 1 - self.shift) / self.scale
+        taps = []
+        for convolution, (_, _, pool, tap) in zip(self.convolutions, self.layout, strict=True):
+            if pool:
+                x = F.max_pool2d(x, pool, 2)
+            x = F.relu(convolution(x))
+            if tap:
+                taps.append(x)
+        return taps
+
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:
+        """The distance of each pair: (N, 3, H, W), (N, 3, H, W) -> (N,)."""
+        total = image.new_zeros(image.shape[0])
+        for index, (a, b) in enumerate(zip(self.features(image), self.features(other), strict=True)):
+            difference = (_unit(a) - _unit(b)).square()
+            total = total + torch.einsum("nchw,c->nhw", difference, self.get_buffer(f"head{index}")).mean((1, 2))
+        return total
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = features.float()
+    return features / (features.square().sum(1, keepdim=True) + 1e-10).sqrt()
