@@ -1,0 +1,18 @@
+"""Operators that the methods share: ``import deocc.ops`` brings torch and nothing else.
+
+Every operator is a plain function on tensors (:func:`composite` is the smallest to learn from) that differentiates,
+works under ``torch.compile(fullgraph=True)``, and computes with a compiled kernel. Where there is no kernel for a
+device, the PyTorch reference computes instead and one warning says why; :func:`backends` lists what is there.
+
+Two environment variables, read at every call:
+
+- ``DEOCC_STRICT=1``: computing with the reference for want of a kernel is an error.
+- ``DEOCC_BACKEND=reference``: always compute with the reference, to compare or to look for a fault.
+
+A graph made by ``torch.compile`` keeps what was decided while it was traced.
+"""
+
+from deocc.ops._registry import Backend, backends
+from deocc.ops.composite import composite, composite_uint8
+
+__all__ = ["Backend", "backends", "composite", "composite_uint8"]

@@ -1,0 +1,174 @@
+"""What every operator needs beside its own mathematics: a schema, its derivative, and a choice of backend.
+
+An operator ``<op>`` lives in files of that one stem: ``deocc/ops/<op>.py`` (public function and
+:class:`Operator`), ``deocc/ops/reference/<op>.py``, ``csrc/<op>.h``, ``csrc/cpu/<op>.cpp``, and ``csrc/cuda/<op>.cu``
+or ``deocc/ops/triton/<op>.py``. Compiled kernels register themselves with torch when ``deocc._C`` is imported, below.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal, NamedTuple, overload
+
+import torch
+
+from deocc.errors import MissingDependency, UsageError
+
+_LIBRARY: Final = torch.library.Library("deocc", "DEF")
+_OPERATORS: Final[dict[str, Operator]] = {}
+_WARNED: Final[set[str]] = set()
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, whose import registers its kernels, or None and the reason when it cannot be loaded."""
+    try:
+        return importlib.import_module("deocc._C"), ""
+    except ModuleNotFoundError as error:
+        if error.name != "deocc._C":
+            raise
+        return None, ""
+    except ImportError as error:
+        return None, f"deocc._C cannot be loaded ({error})"
+
+
+compiled, _broken = _load()
+"""``deocc._C``, or None when this installation has none."""
+
+
+@functools.cache
+def _missing() -> str:
+    """Why there is no ``deocc._C``, as the build left it written."""
+    record = Path(__file__).parents[1] / "_build.json"
+    written = json.loads(record.read_text())["reason"] if record.exists() else ""
+    return _broken or written or "deocc._C was not built for this Python"
+
+
+class Backend(NamedTuple):
+    """One way to compute an operator: whether it is available here, and if not, why."""
+
+    available: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator: its name, and how the GPU kernel is written. Making one registers it.
+
+    Args:
+        name: of the public function, and the stem of all its files.
+        gpu: ``"cuda"`` or ``"triton"``, whichever measured faster; None when it never runs there.
+        arrays: it works on NumPy arrays, and so is no torch operator.
+    """
+
+    name: str
+    gpu: Literal["cuda", "triton"] | None = "cuda"
+    arrays: bool = False
+
+    def __post_init__(self) -> None:
+        _OPERATORS[self.name] = self
+
+    def define(self, schema: str, fake: Callable[..., Any]) -> None:
+        """Declare a kernel, ``"name(Tensor x, ...) -> Tensor"``, and what it returns for tensors without data."""
+        name = _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(f"deocc::{name}", fake, lib=_LIBRARY)
+
+    def differentiate(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+        """State the derivative of the kernel named like the operator; see :func:`torch.library.register_autograd`."""
+        torch.library.register_autograd(f"deocc::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+    def backends(self) -> dict[str, Backend]:
+        """Every backend, in the order of :func:`backends`."""
+        return {
+            "reference": Backend(True),
+            "cpu": _backend(self._without_kernel("cpu")),
+            "cuda": _backend(self._without_gpu("cuda")),
+            "triton": _backend(self._without_gpu("triton")),
+        }
+
+    def _without_kernel(self, device: str) -> str:
+        """Why no kernel computes on this kind of device; empty when one does."""
+        if self.arrays:
+            return "" if compiled else _missing()
+        if device == "meta" or torch._C._dispatch_has_kernel_for_dispatch_key(f"deocc::{self.name}", device.upper()):
+            return ""
+        if device not in ("cpu", "cuda"):
+            return f"there are no kernels for {device}"
+        if device == "cuda" and self.gpu == "triton":
+            return "triton is not installed"
+        if compiled is None:
+            return _missing()
+        return str(compiled.build_info()[f"no_{device}"]) or "it was not compiled in"
+
+    def _without_gpu(self, backend: Literal["cuda", "triton"]) -> str:
+        if self.gpu is None:
+            return "it works on NumPy arrays" if self.arrays else "it has no GPU kernel"
+        if self.gpu != backend:
+            return f"its GPU kernel is written in {'CUDA' if self.gpu == 'cuda' else 'Triton'}"
+        if torch.version.cuda is None:
+            return "this torch is built without CUDA"
+        return self._without_kernel("cuda") or ("" if torch.cuda.is_available() else "torch finds no CUDA device")
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def uses_reference(self, device: str) -> bool:
+        """Whether the reference has to compute on this kind of device (``tensor.device.type``).
+
+        Raises:
+            UsageError: an environment variable has a value that is not offered.
+            MissingDependency: it would for want of a kernel, and ``DEOCC_STRICT=1`` forbids that.
+        """
+        strict, forced = os.environ.get("DEOCC_STRICT", "0") not in ("", "0"), os.environ.get("DEOCC_BACKEND", "")
+        if forced not in ("", "reference"):
+            raise UsageError(f"DEOCC_BACKEND must be 'reference' or unset, got {forced!r}")
+        if forced:
+            if strict:
+                raise UsageError("DEOCC_BACKEND=reference and DEOCC_STRICT=1 contradict each other; unset one of them")
+            return True
+        reason = self._without_kernel(device)
+        if not reason:
+            return False
+        if strict:
+            raise MissingDependency(
+                f"deocc.ops.{self.name} has no kernel for {device} here ({reason}), and DEOCC_STRICT=1 forbids the "
+                "slower reference"
+            )
+        if reason not in _WARNED:
+            _WARNED.add(reason)
+            warnings.warn(
+                f"deocc.ops.{self.name} computes on {device} with its slower PyTorch reference: {reason}. "
+                "deocc.ops.backends() lists every operator",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return True
+
+
+def _backend(reason: str) -> Backend:
+    return Backend(not reason, reason)
+
+
+@overload
+def backends(name: None = None) -> dict[str, dict[str, Backend]]: ...
+@overload
+def backends(name: str) -> dict[str, Backend]: ...
+def backends(name: str | None = None) -> dict[str, dict[str, Backend]] | dict[str, Backend]:
+    """What can compute an operator here: ``"reference"``, ``"cpu"``, ``"cuda"``, ``"triton"`` -> :class:`Backend`.
+
+    Args:
+        name: an operator, as in ``backends("composite")["cuda"].reason``; None gives a mapping of all of them.
+
+    Raises:
+        UsageError: there is no such operator.
+    """
+    if name is None:
+        return {name: operator.backends() for name, operator in _OPERATORS.items()}
+    if name not in _OPERATORS:
+        raise UsageError(f"there is no operator {name!r}; there are {', '.join(_OPERATORS)}")
+    return _OPERATORS[name].backends()
