@@ -65,20 +65,32 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    Attributes:
+        learning_rate: of Adam at its highest; it rises over ``warmup`` steps and falls to zero as a cosine.
+    """
+
+    learning_rate: float = 4e-4
+    warmup: int = 200
+    losses: Losses = field(default_factory=Losses)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that can be set.
 
     Attributes:
+        complete, refine: the two training stages; the second starts from the weights of the first.
         margin: pixels by which a found occlusion is grown before it is restored: its edge is never found exactly.
-        learning_rate: of Adam at its highest; it rises over ``warmup`` steps and falls to zero as a cosine.
         average: decay of the running average of the weights, which is what is exported.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    losses: Losses = field(default_factory=Losses)
-    training: Training = field(default_factory=Training)
+    complete: Stage = field(default_factory=Stage)
+    refine: Stage = field(default_factory=Stage)
     margin: int = 2
-    learning_rate: float = 4e-4
-    warmup: int = 200
     average: float = 0.999

@@ -1,4 +1,4 @@
-"""The training stage: a finder, a completer and, when asked for, a discriminator, trained side by side."""
+"""The training stages: a finder, a completer and, when asked for, a discriminator, trained side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deocc.data import PackedFaces
 from deocc.losses import LPIPS
 from deocc.method import Engine, Task, Training
 from deocc.occlude import occlude
-from deocc_canet.config import Augmentation, Config
+from deocc_canet.config import Augmentation, Config, Stage
 from deocc_canet.network import Discriminator, Network, spread
 
 
@@ -65,6 +65,8 @@ class Completion(Task):
     The found occlusions teach the completer to live with what the finder misses; the true ones keep it honest.
     """
 
+    name = "complete"
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         network = Network(config.architecture).to(memory_format=torch.channels_last)
@@ -72,23 +74,28 @@ class Completion(Task):
         self.completer: nn.Module = network.completer
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
         self.discriminator: nn.Module = Discriminator().to(memory_format=torch.channels_last)
-        losses = config.losses
+        losses = self.stage.losses
         self.perceptual = LPIPS(losses.perceptual_weights) if losses.perceptual else None
         self.recognizer = plugins.load(losses.identity_method, "recognizer") if losses.identity else None
         self.generator_optimizer = torch.optim.AdamW(
             [*self.finder.parameters(), *self.completer.parameters()],
-            lr=config.learning_rate,
+            lr=self.stage.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=1e-4,
         )
         self.discriminator_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.learning_rate / 2, betas=(0.0, 0.99), weight_decay=0.0
+            self.discriminator.parameters(), lr=self.stage.learning_rate / 2, betas=(0.0, 0.99), weight_decay=0.0
         )
+
+    @property
+    def stage(self) -> Stage:
+        """The part of the configuration that is this stage's."""
+        return getattr(self.config, self.name)
 
     @property
     def training(self) -> Training:
         """As configured."""
-        return self.config.training
+        return self.stage.training
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The finder, the completer, their running average and the discriminator."""
@@ -112,7 +119,7 @@ class Completion(Task):
 
     def step(self, batch: Mapping[str, Tensor], engine: Engine, index: int) -> Mapping[str, Tensor | float]:
         """See :meth:`deocc.method.Task.step`."""
-        losses = self.config.losses
+        losses = self.stage.losses
         image, occluded, occlusion = _to_float(batch, engine.device)
         rate = self._set_learning_rate(index)
         logs: dict[str, Tensor | float] = {"learning_rate": rate}
@@ -191,21 +198,30 @@ class Completion(Task):
         """The averaged network."""
         return {"restorer": self.average.state_dict()}
 
+    def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over the averaged network of the stage before."""
+        weights = exports["restorer"]
+        self.average.load_state_dict(weights)
+        for name in ("finder", "completer"):
+            prefix = f"{name}."
+            part = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            getattr(self, name).load_state_dict(part)
+
     @property
     def _average_device(self) -> torch.device:
         return next(self.average.parameters()).device
 
     def _set_learning_rate(self, index: int) -> float:
-        config = self.config
-        progress = index / max(1, config.training.steps)
-        share = min(1.0, (index + 1) / max(1, config.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+        stage = self.stage
+        progress = index / max(1, stage.training.steps)
+        share = min(1.0, (index + 1) / max(1, stage.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
         for optimizer, base in (
-            (self.generator_optimizer, config.learning_rate),
-            (self.discriminator_optimizer, config.learning_rate / 2),
+            (self.generator_optimizer, stage.learning_rate),
+            (self.discriminator_optimizer, stage.learning_rate / 2),
         ):
             for group in optimizer.param_groups:
                 group["lr"] = base * share
-        return config.learning_rate * share
+        return stage.learning_rate * share
 
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
         """True occlusions, grown by 0 to 3 pixels, for one half of the batch; found ones for the other."""
@@ -237,6 +253,12 @@ class Completion(Task):
             current = getattr(current, "module", current)
             for mean, value in zip(getattr(self.average, name).parameters(), current.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
+
+
+class Refinement(Completion):
+    """The second stage: the same step with losses of its own, from the weights of the first."""
+
+    name = "refine"
 
 
 def _to_float(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
