@@ -42,7 +42,7 @@ def test_name_can_be_given_to_a_writer_that_wants_a_path(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), FileNotFoundError(2, "gone", "other.txt")])
 def test_an_error_leaves_nothing_behind_and_is_passed_on(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), atomic_write(tmp_path / "a.bin") as file:
+    with pytest.raises(type(error)), atomic_write(tmp_path / "a.bin") as file:  # noqa: PT012
         file.write(b"half")
         raise error
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,32 @@
+"""Readers for the public data sets and for anybody's folder, and packed faces to train from.
+
+Every reader is a :class:`Source`: a sequence of :class:`Sample` (name, path, identity, landmarks, attributes). Nothing
+is downloaded: a missing file is an error that says what to download and where to put it.
+
+>>> from deocc.data import LFW, PackedFaces, pack
+>>> pack(LFW("data/lfw", split="train"), "packs/lfw-train")  # doctest: +SKIP
+>>> faces = PackedFaces("packs/lfw-train")  # doctest: +SKIP
+"""
+
+from deocc.data.folders import IdentityFolder, ImageFolder
+from deocc.data.lfw import LFW, Pair, read_pairs
+from deocc.data.packed import PackedFace, PackedFaces, RowView, check, concatenate
+from deocc.data.packing import PackReport, pack
+from deocc.data.source import Sample, Source
+
+__all__ = [
+    "LFW",
+    "IdentityFolder",
+    "ImageFolder",
+    "PackReport",
+    "PackedFace",
+    "PackedFaces",
+    "Pair",
+    "RowView",
+    "Sample",
+    "Source",
+    "check",
+    "concatenate",
+    "pack",
+    "read_pairs",
+]
