@@ -276,7 +276,8 @@ class Training:
         seed: of everything random.
         precision: ``"32"`` or ``"bf16-mixed"``.
         workers: processes that load data; 0 loads in the training process.
-        evaluate_every, checkpoint_every: steps between two evaluations, two checkpoints.
+        log_every, evaluate_every, checkpoint_every: steps between two log lines, evaluations, checkpoints.
+        evaluate_images: held-out examples of an evaluation, evenly spaced over the data set.
     """
 
     steps: int = 10_000
@@ -284,7 +285,9 @@ class Training:
     seed: int = 0
     precision: str = "32"
     workers: int = 0
+    log_every: int = 50
     evaluate_every: int = 1_000
+    evaluate_images: int = 256
     checkpoint_every: int = 500
 
 
@@ -292,8 +295,16 @@ class Task(abc.ABC):
     """One training stage: it owns its networks, its optimizers and the step; ``deocc.train.fit`` owns the loop.
 
     The keys of :meth:`networks` and :meth:`optimizers` are names of attributes of the task: an engine that wraps
-    networks (for many GPUs) puts the wrapped ones back under those names.
+    networks (for many GPUs) puts the wrapped ones back under those names, so a step calls ``self.<name>`` and keeps no
+    other reference to a network. Networks and optimizers are the only state that outlives a step; what a step draws from
+    the global random generators follows from the seed and the step's number, so nothing else is needed to resume.
+
+    Attributes:
+        best: the figure of :meth:`evaluate` that decides which weights are exported as the best, with ``-`` in front
+            where lower is better; empty to export the last ones only.
     """
+
+    best: ClassVar[str] = ""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -315,17 +326,25 @@ class Task(abc.ABC):
     def dataset(self, faces: Any, *, train: bool) -> Dataset[Any]:
         """Turn packed faces (:class:`deocc.data.PackedFaces`) into examples, which the default collate batches.
 
-        An example depends on its index, the training seed and the epoch alone, so that a resumed run sees what an
-        uninterrupted one would have seen: a map-style dataset is asked for indices that never repeat
-        (``epoch * len + position``) when ``train`` is True.
+        The dataset is map-style: it has ``__len__``, and ``__getitem__`` gives an example that depends on the index and
+        the training seed alone, so that a resumed run sees what an uninterrupted one would have seen. When ``train`` is
+        True the indices never repeat and go beyond the length: index ``epoch * len + place``, in a shuffled order within
+        each epoch, wants the face ``index % len``, augmented as (seed, index) says. Otherwise 0 <= index < len.
         """
 
     @abc.abstractmethod
     def step(self, batch: Any, engine: Engine, index: int) -> Mapping[str, Tensor | float]:
-        """Do training step number ``index`` (from 0) on a batch and return what is worth logging (no graph attached)."""
+        """Do training step number ``index`` (from 0) on a batch and return what is worth logging (no graph attached).
+
+        Learning rates and other schedules follow from ``index``. The values are scalars and must be finite: a step that
+        returns another one ends the training with its number.
+        """
 
     def evaluate(self, batch: Any) -> Mapping[str, float]:
-        """Figures of merit on a batch of held-out examples; higher or lower is better as the name says."""
+        """Figures of merit on a batch of held-out examples; higher or lower is better as the name says.
+
+        Called, like :meth:`preview` and :meth:`exports`, without gradients and with every network in eval mode.
+        """
         return {}
 
     def preview(self, batch: Any) -> Mapping[str, Tensor]:

@@ -1,0 +1,380 @@
+"""The training loop: data, steps, log, evaluation, pictures, checkpoints. What a step does is the task's own business."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deocc import config, weights
+from deocc.errors import InputError, PluginError, UsageError
+from deocc.method import Task, Training
+from deocc.train.checkpoint import Checkpoints
+from deocc.train.engine import FitEngine, SingleDevice
+from deocc.train.journal import Bar, Log, write_previews
+from deocc.train.stream import BatchStream, loader, seed_everything
+
+__all__ = ["fit"]
+
+PREVIEWS = 8
+"""Pictures in a row of the contact sheet."""
+
+FREE = ("workers", "log_every", "evaluate_every", "evaluate_images", "checkpoint_every")
+"""Fields of Training that a resumed run may change: they do not change the weights."""
+
+
+def fit(
+    task: Task,
+    train_faces: Any,
+    eval_faces: Any | None,
+    out: Path,
+    *,
+    engine: FitEngine | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    progress: bool = True,
+    stop_after: int | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train a task; killed at any moment and called again, go on from the last checkpoint to the very same weights.
+
+    Before every step the global generators of Python, NumPy and torch are seeded from (seed, step, rank), and step number
+    i sees the examples at places i * batch to (i + 1) * batch of a stream that (seed, epoch) shuffles. So a step depends
+    on the networks, the optimizers and its number alone: these are what a checkpoint holds. On the CPU, with the same
+    number of threads, a resumed run is bit-equal to one that was never interrupted.
+
+    In ``out``: ``log.jsonl``, ``checkpoints/`` (the last two), ``previews/step-<n>.png``, and the exported parts with
+    their cards in ``last/`` (at every evaluation and at the end) and ``best/`` (where :attr:`Task.best` names a figure).
+
+    Args:
+        task: what is trained; its ``training`` says how long.
+        train_faces, eval_faces: packed faces for ``task.dataset``; ``eval_faces`` None skips evaluation.
+        out: the run's folder; made if it is missing.
+        engine: None for :class:`SingleDevice` on ``device`` in the task's precision, or a Lightning Fabric object
+            (already launched) for many processes; ``batch`` is then divided among them.
+        device: for the default engine.
+        resume: True goes on from the checkpoints in ``out``, if there are any; False refuses a folder that has some.
+        progress: show a progress bar on standard error.
+        stop_after: do at most so many steps in this call, write a checkpoint and return.
+        card: what the exports' cards say beside figures and steps: ``method`` above all (default: the task's package).
+
+    Returns:
+        The folder of the exports to use: ``out/best`` where the task says what is best, else ``out/last``.
+
+    Raises:
+        UsageError: the settings cannot be trained with, ``out`` is in use by another process, or its checkpoints are of
+            another method, configuration or data set.
+        InputError: every checkpoint is damaged, a loss is not finite (the sentence names the step; the last checkpoint
+            stays as it was), or ``out`` cannot be written.
+    """
+    out = Path(out)
+    training = task.training
+    if engine is None:
+        engine = SingleDevice(device, training.precision)
+    _check_training(training, engine)
+    with _locked(out) if engine.is_global_zero else contextlib.nullcontext():
+        run = _Run(task, train_faces, eval_faces, out, engine, resume=resume, card=dict(card or {}))
+        with Bar(out.name, run.step, training.steps, shown=progress and engine.is_global_zero) as bar:
+            run.go(bar, training.steps if stop_after is None else min(training.steps, run.step + stop_after))
+    return out / ("best" if task.best and eval_faces is not None else "last")
+
+
+class _Run:
+    """One call of :func:`fit`: the task on its engine, the place in the stream, and what is written."""
+
+    def __init__(
+        self,
+        task: Task,
+        train_faces: Any,
+        eval_faces: Any | None,
+        out: Path,
+        engine: FitEngine,
+        *,
+        resume: bool,
+        card: dict[str, Any],
+    ) -> None:
+        self.task, self.out, self.engine, self.training = task, out, engine, task.training
+        self.card = {
+            "method": type(task).__module__.partition(".")[0],
+            "config": config.to_dict(task.config) if dataclasses.is_dataclass(task.config) else {},
+            **card,
+        }
+        self.dataset: Any = task.dataset(train_faces, train=True)
+        self.held_out: Any = None if eval_faces is None else task.dataset(eval_faces, train=False)
+        for name, dataset in (("training", self.dataset), ("evaluation", self.held_out)):
+            if dataset is not None and len(dataset) == 0:
+                raise UsageError(f"{out.name}: there are no {name} examples")
+        self.networks, self.optimizers = _named(task, task.networks()), _named(task, task.optimizers())
+        self.identity = {
+            "method": self.card["method"],
+            "task": f"{type(task).__module__}:{type(task).__qualname__}",
+            "training": _identity(self.training),
+            "config": _identity(task.config),
+            "examples": len(self.dataset),
+        }
+        self.step = 0
+        self.seconds = 0.0
+        self.best: float | None = None
+        self.scores: dict[str, float] = {}
+        self.checkpoints = Checkpoints(out / "checkpoints")
+        self.wrapped: dict[str, Any] = {}
+        self._restore(resume)
+        self.log = Log(out / "log.jsonl", self.step) if engine.is_global_zero else None
+
+    def go(self, bar: Bar, stop: int) -> None:
+        """Train up to step ``stop``."""
+        training, engine, first = self.training, self.engine, self.step
+        rank, world = engine.global_rank, engine.world_size
+        stream = BatchStream(len(self.dataset), training.batch, training.seed, self.step, stop, rank=rank, world=world)
+        batches = iter(loader(self.dataset, stream, workers=training.workers, device=engine.device))
+        pending: list[Mapping[str, Tensor | float]] = []
+        since, started = time.monotonic(), time.monotonic()
+        while self.step < stop:
+            batch = engine.to_device(next(batches))
+            seed_everything(training.seed, self.step, rank)
+            logs = self.task.step(batch, engine, self.step)
+            pending.append(logs)
+            self.step += 1
+            bar.advance(self.step)
+            if engine.device.type == "cpu":
+                # Elsewhere looking at a value would make the host wait for the device after every step.
+                _check_finite(logs, self.step)
+            final = self.step == training.steps
+            evaluate = self.held_out is not None and (final or self.step % training.evaluate_every == 0)
+            save = final or self.step == stop or self.step % training.checkpoint_every == 0
+            if evaluate or save or self.step % training.log_every == 0:
+                means = _means(pending, self.step)
+                now = time.monotonic()
+                rate = len(pending) * training.batch / max(now - since, 1e-9)
+                self.seconds += now - since
+                self._line(images_per_second=round(rate, 2), train=means)
+                left = (now - started) / max(self.step - first, 1) * (training.steps - self.step)
+                bar.report(self.step, rate, means, left)
+                pending, since = [], now
+            if evaluate:
+                self._evaluate(bar)
+            if evaluate or final:
+                self._export("last")
+            if save:
+                self._save()
+            if evaluate or save:
+                engine.barrier()
+                # Evaluation and writing are not training: neither the rate nor the seconds count them.
+                since = time.monotonic()
+        if self.log is not None:
+            self.log.close()
+
+    def _line(self, **content: Any) -> None:
+        if self.log is not None:
+            epoch = round(self.step * self.training.batch / len(self.dataset), 4)
+            self.log.write(step=self.step, epoch=epoch, seconds=round(self.seconds, 3), **content)
+
+    def _restore(self, resume: bool) -> None:
+        """Put the task on the engine's device and give it the newest checkpoint's state."""
+        state = None
+        if self.engine.is_global_zero:
+            self.checkpoints.sweep()
+            if not resume and self.checkpoints.paths():
+                raise UsageError(f"{self.out} already holds a training run; resume it or choose another folder")
+            state = self.checkpoints.latest()
+        self.engine.barrier()
+        if not self.engine.is_global_zero:
+            state = self.checkpoints.latest()
+        if state is not None:
+            difference = _difference(state["identity"], self.identity)
+            if difference:
+                raise UsageError(
+                    f"{self.out} holds a training run of another kind, which cannot be resumed: {difference}"
+                )
+        for name, network in self.networks.items():
+            if state is not None:
+                try:
+                    network.load_state_dict(state["networks"][name])
+                except (RuntimeError, KeyError) as error:
+                    raise UsageError(
+                        f"{self.out}: its checkpoint does not fit the network {name!r} ({error})"
+                    ) from error
+            # A network without trainable parameters has nothing to synchronise, and DDP refuses it.
+            if any(parameter.requires_grad for parameter in network.parameters()):
+                self.wrapped[name] = self.engine.setup_module(network)
+            else:
+                self.wrapped[name] = network.to(self.engine.device)
+        for name, optimizer in self.optimizers.items():
+            # Before wrapping: an engine's wrapper may hold on to the state as it finds it.
+            if state is not None:
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.wrapped[name] = self.engine.setup_optimizers(optimizer)
+        for name, wrapped in self.wrapped.items():
+            setattr(self.task, name, wrapped)
+        if state is not None:
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.best, self.scores = state["best"], state["scores"]
+
+    def _save(self) -> None:
+        for name, network in self.networks.items():
+            for key, parameter in network.named_parameters():
+                if not bool(torch.isfinite(parameter).all()):
+                    raise InputError(f"step {self.step}: parameter {key} of network {name!r} is no longer finite")
+        if not self.engine.is_global_zero:
+            return
+        self.checkpoints.save(
+            self.step,
+            {
+                "identity": self.identity,
+                "step": self.step,
+                "seconds": self.seconds,
+                "best": self.best,
+                "scores": self.scores,
+                "networks": {name: network.state_dict() for name, network in self.networks.items()},
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            },
+        )
+
+    def _evaluate(self, bar: Bar) -> None:
+        """Evaluate on the first process alone; the others wait at the barrier after it."""
+        if not self.engine.is_global_zero:
+            return
+        training = self.training
+        count = min(training.evaluate_images, len(self.held_out))
+        indices = np.linspace(0, len(self.held_out) - 1, count).round().astype(int).tolist()
+        groups = [indices[at : at + training.batch] for at in range(0, count, training.batch)]
+        sums: dict[str, float] = {}
+        previews: Mapping[str, Tensor] = {}
+        with self._plain():
+            batches = loader(self.held_out, groups, workers=training.workers, device=self.engine.device)
+            for number, (group, batch) in enumerate(zip(groups, batches, strict=True)):
+                batch = self.engine.to_device(batch)
+                for name, value in self.task.evaluate(batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(value) * len(group) / count
+                if number == 0:
+                    previews = {label: rows[:PREVIEWS] for label, rows in self.task.preview(batch).items()}
+        self.scores = sums
+        self._line(evaluation=sums)
+        bar.say(f"step {self.step}: " + " ".join(f"{name}={value:.4g}" for name, value in sums.items()))
+        if previews:
+            folder = self.out / "previews"
+            folder.mkdir(exist_ok=True)
+            write_previews(folder / f"step-{self.step:08d}.png", previews)
+        if self.task.best:
+            name = self.task.best.removeprefix("-")
+            if name not in sums:
+                raise PluginError(
+                    f"Task.best is {self.task.best!r}, but evaluate() gives {', '.join(sums) or 'nothing'}"
+                )
+            score = -sums[name] if self.task.best.startswith("-") else sums[name]
+            if not math.isnan(score) and (self.best is None or score > self.best):
+                self.best = score
+                self._export("best")
+
+    def _export(self, folder: str) -> None:
+        if not self.engine.is_global_zero:
+            return
+        with self._plain():
+            exports = self.task.exports()
+            (self.out / folder).mkdir(exist_ok=True)
+            for part, tensors in exports.items():
+                details = {"part": part, "steps": self.step, "scores": self.scores}
+                weights.save(self.out / folder / f"{part}.safetensors", tensors, {**self.card, **details})
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[None]:
+        """The task with its networks as they were before the engine wrapped them, in eval mode, without gradients."""
+        modules = [module for network in self.networks.values() for module in network.modules()]
+        modes = [module.training for module in modules]
+        for name, network in self.networks.items():
+            setattr(self.task, name, network.eval())
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+            for name in self.networks:
+                setattr(self.task, name, self.wrapped[name])
+
+
+def _check_training(training: Training, engine: FitEngine) -> None:
+    for name in ("steps", "batch", "log_every", "evaluate_every", "evaluate_images", "checkpoint_every"):
+        if getattr(training, name) < 1:
+            raise UsageError(f"training.{name} must be 1 or more, got {getattr(training, name)}")
+    if training.workers < 0:
+        raise UsageError(f"training.workers must be 0 or more, got {training.workers}")
+    if training.batch % engine.world_size:
+        raise UsageError(f"training.batch must be divisible by the {engine.world_size} processes, got {training.batch}")
+
+
+def _named(task: Task, things: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks or optimizers of a task, each of which must be the attribute of its name."""
+    for name, thing in things.items():
+        if getattr(task, name, None) is not thing:
+            raise PluginError(f"{type(task).__name__}: {name!r} is not the attribute of that name, which it must be")
+    return dict(things)
+
+
+def _identity(value: Any) -> Any:
+    """A configuration as plain values, without what a resumed run may change."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        skipped = FREE if isinstance(value, Training) else ()
+        names = (field.name for field in dataclasses.fields(value) if field.name not in skipped)
+        return {name: _identity(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): _identity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _difference(old: Any, new: Any, where: str = "") -> str:
+    """Where two identities differ first, in words; empty where they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in (*old, *(key for key in new if key not in old)):
+            name = f"{where}.{key}".lstrip(".")
+            if key not in new or key not in old:
+                return f"{name} is only {'in the checkpoint' if key in old else 'here'}"
+            if difference := _difference(old[key], new[key], name):
+                return difference
+        return ""
+    return "" if old == new else f"{where} is {old!r} in the checkpoint and {new!r} here"
+
+
+def _check_finite(logs: Mapping[str, Tensor | float], step: int) -> None:
+    for name, value in logs.items():
+        if not math.isfinite(float(value)):
+            raise InputError(
+                f"step {step}: {name} is {float(value)}; training stopped, the last checkpoint is untouched"
+            )
+
+
+def _means(pending: list[Mapping[str, Tensor | float]], step: int) -> dict[str, float]:
+    """The mean of each logged value over the last steps, all of which must be finite."""
+    values: dict[str, list[float]] = {}
+    for number, logs in enumerate(pending, step - len(pending) + 1):
+        _check_finite(logs, number)
+        for name, value in logs.items():
+            values.setdefault(name, []).append(float(value))
+    return {name: sum(these) / len(these) for name, these in values.items()}
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the run's folder for this process. The lock goes with the process, however that ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{out} is in use by another training process") from error
+        yield

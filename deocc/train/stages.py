@@ -1,0 +1,206 @@
+"""A method's whole training: its stages one after the other, from names and paths to weights with a card."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import deocc
+from deocc import config as configuration
+from deocc import plugins, weights
+from deocc.data import PackedFaces, concatenate
+from deocc.errors import InputError, UsageError
+from deocc.files import atomic_write
+from deocc.method import Method, Training
+from deocc.train.engine import FitEngine, SingleDevice
+from deocc.train.loop import fit
+from deocc.train.stream import seed_everything
+
+__all__ = ["run", "train"]
+
+
+def train(
+    method: str,
+    *,
+    data: Sequence[Path | str],
+    out: Path | str,
+    eval_data: Sequence[Path | str] = (),
+    recipe: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    stages: Sequence[str] | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    progress: bool = True,
+) -> dict[str, Path]:
+    """Train an installed method, as ``deocc train`` does.
+
+    Args:
+        method: its name.
+        data, eval_data: folders written by ``deocc data pack``, to train on and to evaluate on (none: no evaluation).
+        out: the run's folder; every stage has a folder in it, and the weights and ``config.toml`` are written to it.
+        recipe: the name of a recipe packaged with the method, a TOML file, or None for the defaults.
+        overrides: dotted configuration key -> value (text is read as TOML), applied after the recipe.
+        stages: names of the stages to run; None runs all.
+        device: where to compute.
+        resume: True goes on where a run in ``out`` stopped; False refuses a folder that holds one.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        part -> its weights file, with its card beside it.
+
+    Raises:
+        UsageError: an unknown method, recipe, key, stage or device, no data, or another run in ``out``.
+        InputError: data or checkpoints that cannot be read, or a loss that is not finite.
+    """
+    found = plugins.get(method)
+    settings = configuration.replace(configuration.recipe(found, recipe), dict(overrides or {}))
+    if not data:
+        raise UsageError(f"training {method} needs at least one folder of packed faces, got none")
+    train_faces = concatenate([PackedFaces(path) for path in data])
+    eval_faces = concatenate([PackedFaces(path) for path in eval_data]) if eval_data else None
+    changes = "".join(f" {key}={value}" for key, value in sorted((overrides or {}).items()))
+    return run(
+        found,
+        settings,
+        train_faces,
+        eval_faces,
+        Path(out),
+        stages=stages,
+        device=device,
+        resume=resume,
+        progress=progress,
+        card={
+            "data": f"{train_faces.title}: {len(train_faces)} faces",
+            "recipe": f"{recipe or 'defaults'}{changes}",
+        },
+    )
+
+
+def run(
+    method: Method,
+    config: Any,
+    train_faces: Any,
+    eval_faces: Any | None,
+    out: Path,
+    *,
+    stages: Sequence[str] | None = None,
+    engine: FitEngine | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    progress: bool = True,
+    card: Mapping[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Run a method's stages in order, each in ``out/<stage>``, and write ``out/<part>.safetensors`` with cards.
+
+    A stage starts from what the stages before it have exported. A finished stage is not trained again. The global random
+    generators are seeded from the configuration's seed before a stage's networks are built.
+
+    Args:
+        method: the method.
+        config: its configuration.
+        train_faces, eval_faces, engine, device, resume, progress: as in :func:`deocc.train.fit`.
+        out: the run's folder.
+        stages: names of the stages to run, in the method's order; None runs all.
+        card: what the cards say beside what is known here (method, config, commit, versions, steps, scores): ``data``,
+            ``recipe``, ``licence``, ``notes``.
+
+    Returns:
+        part -> its weights file.
+
+    Raises:
+        UsageError: the method has no such stage, or none at all; otherwise as in :func:`deocc.train.fit`.
+    """
+    chosen = list(method.tasks) if stages is None else [name for name in method.tasks if name in stages]
+    unknown = [name for name in stages or () if name not in method.tasks]
+    if unknown or not chosen:
+        named = f"stage {unknown[0]!r}" if unknown else "stage to train"
+        raise UsageError(f"method {method.name!r} has no {named}; its stages are: {', '.join(method.tasks) or 'none'}")
+    details = {
+        "method": method.name,
+        "config": configuration.to_dict(config),
+        "commit": _commit(method),
+        "versions": _versions(method),
+        **(card or {}),
+    }
+    exports: dict[str, dict[str, Tensor]] = {}
+    cards: dict[str, dict[str, Any]] = {}
+    writes = engine is None or engine.is_global_zero
+    seeds = [training.seed for training in _trainings(config)]
+    for stage in chosen:
+        seed_everything("networks", stage, *seeds)
+        task = method.resolve(stage)(config)
+        if exports:
+            task.start_from(exports)
+        folder = fit(
+            task,
+            train_faces,
+            eval_faces,
+            out / stage,
+            engine=engine if engine is not None else SingleDevice(device, task.training.precision),
+            resume=resume,
+            progress=progress,
+            card={**details, "stage": stage},
+        )
+        for path in sorted(folder.glob("*.safetensors")):
+            exports[path.stem], cards[path.stem] = weights.read(path, method=method.name, part=path.stem)
+    if not exports:
+        raise InputError(f"{out}: the stages of method {method.name!r} have exported nothing")
+    paths = {part: out / f"{part}.safetensors" for part in exports}
+    if writes:
+        for part, path in paths.items():
+            weights.save(path, exports[part], cards[part])
+        with atomic_write(out / "config.toml") as file:
+            file.write(configuration.to_toml(config).encode())
+    return paths
+
+
+def _trainings(config: Any) -> Iterator[Training]:
+    """Every Training inside a configuration, in the order of its fields."""
+    if isinstance(config, Training):
+        yield config
+    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
+        for field in dataclasses.fields(config):
+            yield from _trainings(getattr(config, field.name))
+    elif isinstance(config, Mapping):
+        for value in config.values():
+            yield from _trainings(value)
+
+
+def _versions(method: Method) -> dict[str, str]:
+    import torch
+
+    found = {"deocc": deocc.__version__, "torch": torch.__version__}
+    for entry in entry_points(group="deocc.methods", name=method.name):
+        if entry.dist is not None:
+            found[entry.dist.name] = entry.dist.version
+    return found
+
+
+def _commit(method: Method) -> str:
+    """The git commit of the method's source, with ``-dirty`` where it has changed since; empty outside of git."""
+    source = getattr(sys.modules[method.resolve("config").__module__], "__file__", None)
+    if source is None:
+        return ""
+    folder = str(Path(source).parent)
+    tracked = _git(folder, "ls-files", "--error-unmatch", source)
+    if not tracked:
+        return ""
+    commit = _git(folder, "rev-parse", "HEAD")
+    return f"{commit}-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no", ".") else commit
+
+
+def _git(folder: str, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
