@@ -2,8 +2,8 @@
 
 A configuration is a frozen dataclass with a default for every field. A field is a ``str``, ``int``, ``float``,
 ``bool``, ``Path``, ``Literal``, another such dataclass, a ``tuple`` or a ``Mapping[str, ...]`` of these, or one of
-these ``| None``. A TOML recipe holds only what differs from the defaults. TOML has no null: where a field may be None, the string
-``"none"`` stands for it.
+these ``| None``. A TOML recipe holds only what differs from the defaults. TOML has no null: where a field may be None,
+the string ``"none"`` stands for it.
 """
 
 from __future__ import annotations
