@@ -8,23 +8,37 @@ is downloaded: a missing file is an error that says what to download and where t
 >>> faces = PackedFaces("packs/lfw-train")  # doctest: +SKIP
 """
 
+from deocc.data.celeba import CelebA
 from deocc.data.folders import IdentityFolder, ImageFolder
 from deocc.data.lfw import LFW, Pair, read_pairs
+from deocc.data.others import AR, FFHQ, MFR2, RMFRD, CASIAWebFace, VGGFace2
 from deocc.data.packed import PackedFace, PackedFaces, RowView, check, concatenate
 from deocc.data.packing import PackReport, pack
+from deocc.data.samplers import PairedFaces, PairedSampler, UnpairedFaces, UnpairedSampler
 from deocc.data.source import Sample, Source
 
 __all__ = [
+    "AR",
+    "FFHQ",
     "LFW",
+    "MFR2",
+    "RMFRD",
+    "CASIAWebFace",
+    "CelebA",
     "IdentityFolder",
     "ImageFolder",
     "PackReport",
     "PackedFace",
     "PackedFaces",
     "Pair",
+    "PairedFaces",
+    "PairedSampler",
     "RowView",
     "Sample",
     "Source",
+    "UnpairedFaces",
+    "UnpairedSampler",
+    "VGGFace2",
     "check",
     "concatenate",
     "pack",

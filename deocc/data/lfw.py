@@ -72,7 +72,7 @@ class LFW(Source):
         Raises:
             InputError: the file is missing or broken, or names an image that is not there.
         """
-        pairs = read_pairs(file(self.root / "pairs.txt" if path is None else Path(path), _PAIRS))
+        pairs = read_pairs(self.root / "pairs.txt" if path is None else path)
         present = set(self.names)
         if self.split is None:
             for pair in pairs:
@@ -82,43 +82,45 @@ class LFW(Source):
         return [pair for pair in pairs if pair.first in present and pair.second in present]
 
 
-def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
+def read_pairs(path: str | os.PathLike[str], suffix: str = ".jpg") -> list[Pair]:
     """Read a list of pairs in LFW's format.
 
-    The first line is ``folds<TAB>n`` (View 2) or ``n`` (View 1, one fold). Each fold is n lines ``name i j``, pairs of
-    one person, and then n lines ``name i other j``, pairs of two.
+    A line ``name i j`` is a pair of one person, ``name i other j`` a pair of two. The first line may be
+    ``folds<TAB>n`` (View 2: each fold is n pairs of one person and then n of two) or ``n`` (View 1: one such fold);
+    without it all pairs are in fold 0.
+
+    Args:
+        path: the file.
+        suffix: of the image files.
 
     Raises:
-        InputError: the file is missing, not text, or a line is not what it should be.
+        InputError: the file is missing, not text, a line is not what it should be, or their number is wrong.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is missing; {_PAIRS}")
-    lines = [line.split() for line in read_lines(path)]
-    header = lines[0] if lines else []
-    if not 1 <= len(header) <= 2 or not all(field.isdecimal() for field in header):
-        raise InputError(f"{path} cannot be used: line 1 must be 'folds n' or 'n', got {' '.join(header)[:40]!r}")
-    folds, count = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
-    if len(lines) != 1 + 2 * folds * count:
-        raise InputError(
-            f"{path} cannot be used: {folds} folds of {count} + {count} pairs want {2 * folds * count} lines after "
-            f"the first, got {len(lines) - 1}"
-        )
+    lines = [line.split() for line in read_lines(file(path, _PAIRS))]
+    header = [int(field) for field in lines[0]] if lines and all(field.isdecimal() for field in lines[0]) else []
+    rows = lines[1:] if header else lines
+    folds, count = {0: (1, 0), 1: (1, *header), 2: (*header,)}.get(len(header), (0, 0))
+    if not rows or not folds or (header and len(rows) != 2 * folds * count):
+        wanted = f"{folds} folds of {count} + {count} pairs" if folds and header else "lines with pairs"
+        raise InputError(f"{path} cannot be used: wanted {wanted}, got {len(rows)} lines")
     pairs = []
-    for position, fields in enumerate(lines[1:]):
-        fold, inside = divmod(position, 2 * count)
-        same = inside < count
-        if len(fields) != (3 if same else 4) or not (fields[1].isdecimal() and fields[-1].isdecimal()):
-            wanted = "name number number" if same else "name number name number"
-            raise InputError(f"{path} cannot be used: line {position + 2} must be '{wanted}', got {' '.join(fields)!r}")
-        pairs.append(
-            Pair(_name(fields[0], fields[1]), _name(fields[-2] if not same else fields[0], fields[-1]), same, fold)
-        )
+    for number, fields in enumerate(rows):
+        same = len(fields) == 3
+        fold = number // (2 * count) if header else 0
+        right_kind = not header or same == (number % (2 * count) < count)
+        if len(fields) not in (3, 4) or not (fields[1].isdecimal() and fields[-1].isdecimal()) or not right_kind:
+            raise InputError(
+                f"{path} cannot be used: line {number + 1 + bool(header)} must be 'name number number' or 'name number "
+                f"name number' in the order of the folds, got {' '.join(fields)[:80]!r}"
+            )
+        first = _name(fields[0], fields[1], suffix)
+        pairs.append(Pair(first, _name(fields[0] if same else fields[2], fields[-1], suffix), same, fold))
     return pairs
 
 
-def _name(person: str, number: str) -> str:
-    return f"{person}/{person}_{int(number):04d}.jpg"
+def _name(person: str, number: str, suffix: str) -> str:
+    return f"{person}/{person}_{int(number):04d}{suffix}"
 
 
 def _split(root: Path, everybody: set[str]) -> dict[str, set[str]]:
@@ -135,6 +137,6 @@ def _split(root: Path, everybody: set[str]) -> dict[str, set[str]]:
         if both:
             raise InputError(f"{path} cannot be used: {len(both)} identities are in train and in test ({min(both)!r})")
         return split
-    pairs = read_pairs(file(root / "pairs.txt", f"the split needs it or split.json: {_PAIRS}"))
+    pairs = read_pairs(root / "pairs.txt")
     test = {first_folder(name) for pair in pairs if pair.fold < _TEST_FOLDS for name in (pair.first, pair.second)}
     return {"train": everybody - test, "test": test}

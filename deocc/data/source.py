@@ -63,15 +63,18 @@ class Source:
         *,
         identity: Callable[[str], str | None] | None = None,
         landmarks: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        attributes: Callable[[str], Mapping[str, Any]] | None = None,
     ) -> None:
         self.root = root
         self._names = tuple(sorted(names))
         self._identity = [identity(name) if identity else None for name in self._names]
-        self._landmarks = landmarks or {}
-        self._attributes = attributes
+        unknown = np.full((5, 2), np.nan, np.float32)
+        self._landmarks = np.stack([(landmarks or {}).get(name, unknown) for name in self._names])
         self._position: dict[str, int] | None = None
         self.identities: tuple[str, ...] = tuple(sorted({name for name in self._identity if name is not None}))
+
+    def attributes(self, name: str) -> Mapping[str, Any]:
+        """What the data set says about the image of that name, beside identity and landmarks."""
+        return {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,13 +85,10 @@ class Source:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        name = self._names[index]
+        name, landmarks = self._names[index], self._landmarks[index]
+        known = bool(np.isfinite(landmarks).all())
         return Sample(
-            name=name,
-            path=self.root / name,
-            identity=self._identity[index],
-            landmarks=self._landmarks.get(name),
-            attributes=self._attributes(name) if self._attributes else {},
+            name, self.root / name, self._identity[index], landmarks if known else None, self.attributes(name)
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -123,6 +123,7 @@ class Source:
         other.title = title or f"{self.title} (part)"
         other._names = tuple(self._names[index] for index in chosen)
         other._identity = [self._identity[index] for index in chosen]
+        other._landmarks = self._landmarks[chosen]
         other._position = None
         other.identities = tuple(sorted({name for name in other._identity if name is not None}))
         return other
@@ -170,8 +171,6 @@ def image_names(root: Path, wanted: str = "put images there") -> list[str]:
 def read_landmarks(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     """Read ``landmarks.npz``: arrays ``names`` (N,) and ``lm5`` (N, 5, 2), in pixels of the files.
 
-    Rows that are not finite are left out.
-
     Raises:
         InputError: the file is not such an archive.
     """
@@ -188,8 +187,7 @@ def read_landmarks(path: Path) -> dict[str, npt.NDArray[np.float32]]:
             f"{path} cannot be used: wanted names (N,) as text and lm5 (N, 5, 2) floating point, "
             f"got {names.dtype} {names.shape} and {points.dtype} {points.shape}"
         )
-    good = np.isfinite(points).all(axis=(1, 2))
-    return dict(zip(names[good].tolist(), points[good].astype(np.float32), strict=True))
+    return dict(zip(names.tolist(), points.astype(np.float32), strict=True))
 
 
 def read_lines(path: Path) -> list[str]:
