@@ -254,16 +254,21 @@ class Engine(Protocol):
     """What a task may ask of the machine it trains on. A Lightning Fabric object is one; so is deocc's own."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where this process computes; batches and networks are there already."""
 
     @property
-    def world_size(self) -> int: ...
+    def world_size(self) -> int:
+        """Processes that train together, each on its share of a batch."""
 
-    def backward(self, loss: Tensor) -> None: ...
+    def backward(self, loss: Tensor, /) -> None:
+        """Accumulate gradients: what a step calls in place of ``loss.backward()``."""
 
-    def autocast(self) -> AbstractContextManager[Any]: ...
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of the precision trained in; networks and losses run inside it, ``backward`` outside."""
 
-    def all_gather(self, data: Tensor) -> Tensor: ...
+    def all_gather(self, data: Tensor, /) -> Any:
+        """``data`` of every process: (world_size, *shape), or ``data`` itself where there is one process."""
 
 
 @dataclass(frozen=True)
@@ -295,9 +300,11 @@ class Task(abc.ABC):
     """One training stage: it owns its networks, its optimizers and the step; ``deocc.train.fit`` owns the loop.
 
     The keys of :meth:`networks` and :meth:`optimizers` are names of attributes of the task: an engine that wraps
-    networks (for many GPUs) puts the wrapped ones back under those names, so a step calls ``self.<name>`` and keeps no
-    other reference to a network. Networks and optimizers are the only state that outlives a step; what a step draws from
-    the global random generators follows from the seed and the step's number, so nothing else is needed to resume.
+    networks (for many GPUs) puts the wrapped ones back under those names. So a step runs a network by calling
+    ``self.<name>(...)``: not through its methods or submodules, and not through another reference to it.
+
+    Networks and optimizers are the only state that outlives a step. What a step draws from the global random generators
+    follows from the seed and the step's number, so a checkpoint needs nothing else.
 
     Attributes:
         best: the figure of :meth:`evaluate` that decides which weights are exported as the best, with ``-`` in front
@@ -327,9 +334,9 @@ class Task(abc.ABC):
         """Turn packed faces (:class:`deocc.data.PackedFaces`) into examples, which the default collate batches.
 
         The dataset is map-style: it has ``__len__``, and ``__getitem__`` gives an example that depends on the index and
-        the training seed alone, so that a resumed run sees what an uninterrupted one would have seen. When ``train`` is
-        True the indices never repeat and go beyond the length: index ``epoch * len + place``, in a shuffled order within
-        each epoch, wants the face ``index % len``, augmented as (seed, index) says. Otherwise 0 <= index < len.
+        the training seed alone, so that a resumed run sees what an uninterrupted one would have seen. When ``train``
+        is True the indices never repeat and go beyond the length: index ``epoch * len + place``, in a shuffled order
+        within each epoch, wants the face ``index % len``, augmented as (seed, index) says. Otherwise 0 <= index < len.
         """
 
     @abc.abstractmethod

@@ -1,13 +1,12 @@
 """Checkpoints that survive a kill at any moment.
 
-A checkpoint is one safetensors file, written beside its name and renamed into place. Its tensors are the state's tensors;
-its header carries the rest of the state as JSON (no pickle) and a SHA-256 over both, so damage is found when reading. The
-last two are kept: when the newest is damaged, the one before it takes over, with a warning.
+A checkpoint is one safetensors file, written beside its name and renamed into place. Its tensors are the state's
+tensors; its header carries the rest of the state as JSON (no pickle) and a SHA-256 over both, so damage is found when
+reading. The last two are kept: when the newest is damaged, the one before it takes over, with a warning.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -115,12 +114,6 @@ class Checkpoints:
             )
         return None
 
-    def sweep(self) -> None:
-        """Remove what a killed process left half-written. The caller makes sure that nobody else is writing."""
-        for path in self.folder.glob(".step-*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """A JSON value for ``value``; its tensors go to ``tensors`` under their place in the tree."""
@@ -155,9 +148,9 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return torch.empty_strided(tensor.shape, value["strides"], dtype=tensor.dtype).copy_(tensor)
     if "dict" in value:
         return {key: _decode(item, tensors) for key, item in value["dict"]}
-    items = value.get("list", value.get("tuple"))
-    decoded = [_decode(item, tensors) for item in items]
-    return tuple(decoded) if "tuple" in value else decoded
+    if "list" in value:
+        return [_decode(item, tensors) for item in value["list"]]
+    return tuple(_decode(item, tensors) for item in value["tuple"])
 
 
 def _digest(tree: str, tensors: Mapping[str, Tensor]) -> str:

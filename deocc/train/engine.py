@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deocc.errors import UsageError
+from deocc.method import Engine
 
 __all__ = ["PRECISIONS", "FitEngine", "SingleDevice"]
 
@@ -19,34 +20,28 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
-class FitEngine(Protocol):
+class FitEngine(Engine, Protocol):
     """What :func:`deocc.train.fit` asks of an engine, beside what a task may ask (:class:`deocc.method.Engine`)."""
 
     @property
-    def device(self) -> torch.device: ...
+    def global_rank(self) -> int:
+        """The number of this process; 0 evaluates and writes."""
 
     @property
-    def world_size(self) -> int: ...
+    def is_global_zero(self) -> bool:
+        """True in the process that evaluates and writes."""
 
-    @property
-    def global_rank(self) -> int: ...
+    def setup_module(self, module: Any, /) -> Any:
+        """Move a network to the device, and wrap it where gradients have to be averaged."""
 
-    @property
-    def is_global_zero(self) -> bool: ...
+    def setup_optimizers(self, *optimizers: Any) -> Any:
+        """Wrap an optimizer where that is needed."""
 
-    def setup_module(self, module: Any) -> Any: ...
+    def barrier(self) -> None:
+        """Wait for the other processes."""
 
-    def setup_optimizers(self, *optimizers: Any) -> Any: ...
-
-    def backward(self, loss: Tensor) -> None: ...
-
-    def autocast(self) -> AbstractContextManager[Any]: ...
-
-    def all_gather(self, data: Tensor) -> Tensor: ...
-
-    def barrier(self, name: str | None = None) -> None: ...
-
-    def to_device(self, obj: Any) -> Any: ...
+    def to_device(self, obj: Any, /) -> Any:
+        """Move every tensor of a batch to the device."""
 
 
 class SingleDevice:
@@ -102,7 +97,7 @@ class SingleDevice:
         """``data`` of every process: with one process, ``data``."""
         return data
 
-    def barrier(self, name: str | None = None) -> None:
+    def barrier(self) -> None:
         """Wait for the other processes: there are none."""
 
     def to_device(self, obj: Any) -> Any:

@@ -117,8 +117,9 @@ def write_previews(path: Path, rows: Mapping[str, Tensor]) -> None:
     """
     gutter, strips = 110, []
     for label, pictures in rows.items():
-        shown = pictures.detach().float().nan_to_num(0).clamp(0, 1).expand(-1, 3, -1, -1).cpu()
-        pixels = to_uint8(shown)
+        pixels = to_uint8(pictures.detach().float().nan_to_num(0).clamp(0, 1).expand(-1, 3, -1, -1))
+        enlarged = max(1, round(64 / pixels.shape[1]))
+        pixels = pixels.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
         margin = np.full((pixels.shape[1], gutter, 3), 255, np.uint8)
         cv2.putText(margin, label[:16], (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         strips.append(np.concatenate([margin, *pixels], axis=1))

@@ -1,4 +1,4 @@
-"""The training loop: data, steps, log, evaluation, pictures, checkpoints. What a step does is the task's own business."""
+"""The training loop: data, steps, log, evaluation, pictures, checkpoints. What a step does is the task's business."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import fcntl
 import math
+import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,11 @@ __all__ = ["fit"]
 PREVIEWS = 8
 """Pictures in a row of the contact sheet."""
 
-FREE = ("workers", "log_every", "evaluate_every", "evaluate_images", "checkpoint_every")
-"""Fields of Training that a resumed run may change: they do not change the weights."""
+FREE = ("steps", "workers", "log_every", "evaluate_every", "evaluate_images", "checkpoint_every")
+"""Fields of Training that a resumed run may change: what a step does is the same, there are only more of them."""
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.\w+")
+"""Names of the files that :func:`deocc.files.atomic_write` writes to before it renames them."""
 
 
 def fit(
@@ -47,20 +52,21 @@ def fit(
 ) -> Path:
     """Train a task; killed at any moment and called again, go on from the last checkpoint to the very same weights.
 
-    Before every step the global generators of Python, NumPy and torch are seeded from (seed, step, rank), and step number
-    i sees the examples at places i * batch to (i + 1) * batch of a stream that (seed, epoch) shuffles. So a step depends
-    on the networks, the optimizers and its number alone: these are what a checkpoint holds. On the CPU, with the same
-    number of threads, a resumed run is bit-equal to one that was never interrupted.
+    Before every step the global generators of Python, NumPy and torch are seeded from (seed, step, rank), and step
+    number i sees the examples at places i * batch to (i + 1) * batch of a stream that (seed, epoch) shuffles. So a
+    step depends on the networks, the optimizers and its number alone: these are what a checkpoint holds. On the CPU,
+    with the same number of threads, a resumed run is bit-equal to one that was never interrupted.
 
     In ``out``: ``log.jsonl``, ``checkpoints/`` (the last two), ``previews/step-<n>.png``, and the exported parts with
-    their cards in ``last/`` (at every evaluation and at the end) and ``best/`` (where :attr:`Task.best` names a figure).
+    their cards in ``last/`` (at every evaluation and at the end) and ``best/`` (where ``Task.best`` names a figure).
 
     Args:
         task: what is trained; its ``training`` says how long.
         train_faces, eval_faces: packed faces for ``task.dataset``; ``eval_faces`` None skips evaluation.
         out: the run's folder; made if it is missing.
         engine: None for :class:`SingleDevice` on ``device`` in the task's precision, or a Lightning Fabric object
-            (already launched) for many processes; ``batch`` is then divided among them.
+            (already launched) for many processes; each then gets its share of a batch, and the first one evaluates
+            and writes. The folder must be one that all of them see.
         device: for the default engine.
         resume: True goes on from the checkpoints in ``out``, if there are any; False refuses a folder that has some.
         progress: show a progress bar on standard error.
@@ -68,7 +74,7 @@ def fit(
         card: what the exports' cards say beside figures and steps: ``method`` above all (default: the task's package).
 
     Returns:
-        The folder of the exports to use: ``out/best`` where the task says what is best, else ``out/last``.
+        The folder of the exports to use: ``out/best`` where there is one, else ``out/last``.
 
     Raises:
         UsageError: the settings cannot be trained with, ``out`` is in use by another process, or its checkpoints are of
@@ -85,7 +91,7 @@ def fit(
         run = _Run(task, train_faces, eval_faces, out, engine, resume=resume, card=dict(card or {}))
         with Bar(out.name, run.step, training.steps, shown=progress and engine.is_global_zero) as bar:
             run.go(bar, training.steps if stop_after is None else min(training.steps, run.step + stop_after))
-    return out / ("best" if task.best and eval_faces is not None else "last")
+    return out / ("best" if task.best and (out / "best").is_dir() else "last")
 
 
 class _Run:
@@ -108,11 +114,13 @@ class _Run:
             "config": config.to_dict(task.config) if dataclasses.is_dataclass(task.config) else {},
             **card,
         }
-        self.dataset: Any = task.dataset(train_faces, train=True)
-        self.held_out: Any = None if eval_faces is None else task.dataset(eval_faces, train=False)
-        for name, dataset in (("training", self.dataset), ("evaluation", self.held_out)):
-            if dataset is not None and len(dataset) == 0:
-                raise UsageError(f"{out.name}: there are no {name} examples")
+        # Any: a map-style data set has a length, which torch's Dataset does not declare.
+        dataset: Any = task.dataset(train_faces, train=True)
+        held_out: Any = None if eval_faces is None else task.dataset(eval_faces, train=False)
+        for what, examples in (("train", dataset), ("evaluate", held_out)):
+            if examples is not None and len(examples) == 0:
+                raise UsageError(f"{out}: there are no examples to {what} on")
+        self.dataset, self.held_out = dataset, held_out
         self.networks, self.optimizers = _named(task, task.networks()), _named(task, task.optimizers())
         self.identity = {
             "method": self.card["method"],
@@ -124,7 +132,7 @@ class _Run:
         self.step = 0
         self.seconds = 0.0
         self.best: float | None = None
-        self.scores: dict[str, float] = {}
+        self.scores: dict[str, float | None] = {}
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.wrapped: dict[str, Any] = {}
         self._restore(resume)
@@ -132,32 +140,35 @@ class _Run:
 
     def go(self, bar: Bar, stop: int) -> None:
         """Train up to step ``stop``."""
+        with contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext():
+            self._go(bar, stop)
+
+    def _go(self, bar: Bar, stop: int) -> None:
         training, engine, first = self.training, self.engine, self.step
         rank, world = engine.global_rank, engine.world_size
-        stream = BatchStream(len(self.dataset), training.batch, training.seed, self.step, stop, rank=rank, world=world)
+        stream = BatchStream(len(self.dataset), training.batch, training.seed, first, stop, rank=rank, world=world)
         batches = iter(loader(self.dataset, stream, workers=training.workers, device=engine.device))
         pending: list[Mapping[str, Tensor | float]] = []
-        since, started = time.monotonic(), time.monotonic()
+        started = since = time.monotonic()
         while self.step < stop:
             batch = engine.to_device(next(batches))
             seed_everything(training.seed, self.step, rank)
-            logs = self.task.step(batch, engine, self.step)
-            pending.append(logs)
+            pending.append(self.task.step(batch, engine, self.step))
             self.step += 1
             bar.advance(self.step)
             if engine.device.type == "cpu":
                 # Elsewhere looking at a value would make the host wait for the device after every step.
-                _check_finite(logs, self.step)
+                _figures(pending[-1], self.step)
             final = self.step == training.steps
             evaluate = self.held_out is not None and (final or self.step % training.evaluate_every == 0)
-            save = final or self.step == stop or self.step % training.checkpoint_every == 0
+            save = self.step == stop or self.step % training.checkpoint_every == 0
             if evaluate or save or self.step % training.log_every == 0:
                 means = _means(pending, self.step)
                 now = time.monotonic()
                 rate = len(pending) * training.batch / max(now - since, 1e-9)
                 self.seconds += now - since
                 self._line(images_per_second=round(rate, 2), train=means)
-                left = (now - started) / max(self.step - first, 1) * (training.steps - self.step)
+                left = (now - started) / (self.step - first) * (training.steps - self.step)
                 bar.report(self.step, rate, means, left)
                 pending, since = [], now
             if evaluate:
@@ -170,8 +181,6 @@ class _Run:
                 engine.barrier()
                 # Evaluation and writing are not training: neither the rate nor the seconds count them.
                 since = time.monotonic()
-        if self.log is not None:
-            self.log.close()
 
     def _line(self, **content: Any) -> None:
         if self.log is not None:
@@ -182,7 +191,9 @@ class _Run:
         """Put the task on the engine's device and give it the newest checkpoint's state."""
         state = None
         if self.engine.is_global_zero:
-            self.checkpoints.sweep()
+            for path in self.out.rglob(".*"):
+                if TEMPORARY.fullmatch(path.name):
+                    path.unlink()  # a killed run was writing it
             if not resume and self.checkpoints.paths():
                 raise UsageError(f"{self.out} already holds a training run; resume it or choose another folder")
             state = self.checkpoints.latest()
@@ -192,17 +203,15 @@ class _Run:
         if state is not None:
             difference = _difference(state["identity"], self.identity)
             if difference:
-                raise UsageError(
-                    f"{self.out} holds a training run of another kind, which cannot be resumed: {difference}"
-                )
+                raise UsageError(f"{self.out} holds another training run, which cannot be resumed: {difference}")
+            if state["step"] > self.training.steps:
+                raise UsageError(f"{self.out} is at step {state['step']}, beyond training.steps {self.training.steps}")
+            if state["steps"] != self.training.steps:
+                message = f"{self.out}: training.steps was {state['steps']} and is {self.training.steps} now"
+                warnings.warn(f"{message}; schedules follow the new number from here on", RuntimeWarning, stacklevel=4)
         for name, network in self.networks.items():
             if state is not None:
-                try:
-                    network.load_state_dict(state["networks"][name])
-                except (RuntimeError, KeyError) as error:
-                    raise UsageError(
-                        f"{self.out}: its checkpoint does not fit the network {name!r} ({error})"
-                    ) from error
+                self._load(network, name, state["networks"])
             # A network without trainable parameters has nothing to synchronise, and DDP refuses it.
             if any(parameter.requires_grad for parameter in network.parameters()):
                 self.wrapped[name] = self.engine.setup_module(network)
@@ -211,7 +220,7 @@ class _Run:
         for name, optimizer in self.optimizers.items():
             # Before wrapping: an engine's wrapper may hold on to the state as it finds it.
             if state is not None:
-                optimizer.load_state_dict(state["optimizers"][name])
+                self._load(optimizer, name, state["optimizers"])
             self.wrapped[name] = self.engine.setup_optimizers(optimizer)
         for name, wrapped in self.wrapped.items():
             setattr(self.task, name, wrapped)
@@ -219,11 +228,19 @@ class _Run:
             self.step, self.seconds = state["step"], state["seconds"]
             self.best, self.scores = state["best"], state["scores"]
 
+    def _load(self, thing: Any, name: str, states: Mapping[str, Any]) -> None:
+        try:
+            thing.load_state_dict(states[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{self.out}: its checkpoint does not fit {name!r} of the task ({reason})") from error
+
     def _save(self) -> None:
         for name, network in self.networks.items():
             for key, parameter in network.named_parameters():
                 if not bool(torch.isfinite(parameter).all()):
-                    raise InputError(f"step {self.step}: parameter {key} of network {name!r} is no longer finite")
+                    what = f"parameter {key} of network {name!r} is no longer finite"
+                    raise InputError(f"training stopped at step {self.step}: {what} (the last checkpoint is good)")
         if not self.engine.is_global_zero:
             return
         self.checkpoints.save(
@@ -231,6 +248,7 @@ class _Run:
             {
                 "identity": self.identity,
                 "step": self.step,
+                "steps": self.training.steps,
                 "seconds": self.seconds,
                 "best": self.best,
                 "scores": self.scores,
@@ -247,31 +265,38 @@ class _Run:
         count = min(training.evaluate_images, len(self.held_out))
         indices = np.linspace(0, len(self.held_out) - 1, count).round().astype(int).tolist()
         groups = [indices[at : at + training.batch] for at in range(0, count, training.batch)]
-        sums: dict[str, float] = {}
+        values: dict[str, list[tuple[int, float]]] = {}
         previews: Mapping[str, Tensor] = {}
         with self._plain():
+            seed_everything("evaluation", training.seed)
             batches = loader(self.held_out, groups, workers=training.workers, device=self.engine.device)
             for number, (group, batch) in enumerate(zip(groups, batches, strict=True)):
                 batch = self.engine.to_device(batch)
                 for name, value in self.task.evaluate(batch).items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * len(group) / count
+                    values.setdefault(name, []).append((len(group), float(value)))
                 if number == 0:
                     previews = {label: rows[:PREVIEWS] for label, rows in self.task.preview(batch).items()}
-        self.scores = sums
-        self._line(evaluation=sums)
-        bar.say(f"step {self.step}: " + " ".join(f"{name}={value:.4g}" for name, value in sums.items()))
+        self.scores = {}
+        for name, pairs in values.items():
+            mean = sum(images * value for images, value in pairs) / sum(images for images, _ in pairs)
+            # JSON has no NaN and no infinity.
+            self.scores[name] = mean if math.isfinite(mean) else None
+        self._line(evaluation=self.scores)
+        shown = (f"{name}={'nan' if value is None else format(value, '.4g')}" for name, value in self.scores.items())
+        bar.say(f"step {self.step}: {' '.join(shown)}")
         if previews:
             folder = self.out / "previews"
             folder.mkdir(exist_ok=True)
             write_previews(folder / f"step-{self.step:08d}.png", previews)
         if self.task.best:
-            name = self.task.best.removeprefix("-")
-            if name not in sums:
+            name, sign = self.task.best.removeprefix("-"), -1 if self.task.best.startswith("-") else 1
+            if name not in self.scores:
+                given = ", ".join(self.scores) or "nothing"
                 raise PluginError(
-                    f"Task.best is {self.task.best!r}, but evaluate() gives {', '.join(sums) or 'nothing'}"
+                    f"{type(self.task).__name__}.best is {self.task.best!r}, but evaluate() gives {given}"
                 )
-            score = -sums[name] if self.task.best.startswith("-") else sums[name]
-            if not math.isnan(score) and (self.best is None or score > self.best):
+            score = self.scores[name]
+            if score is not None and (self.best is None or sign * score > sign * self.best):
                 self.best = score
                 self._export("best")
 
@@ -346,21 +371,26 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     return "" if old == new else f"{where} is {old!r} in the checkpoint and {new!r} here"
 
 
-def _check_finite(logs: Mapping[str, Tensor | float], step: int) -> None:
+def _figures(logs: Mapping[str, Tensor | float], step: int) -> dict[str, float]:
+    """What a step returned, as numbers, all of which must be finite."""
+    figures = {}
     for name, value in logs.items():
-        if not math.isfinite(float(value)):
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise PluginError(f"step {step}: the task logs {name} of shape {tuple(value.shape)}, which is not a scalar")
+        figures[name] = float(value)
+        if not math.isfinite(figures[name]):
             raise InputError(
-                f"step {step}: {name} is {float(value)}; training stopped, the last checkpoint is untouched"
+                f"training stopped at step {step}: {name} is {figures[name]} (the last checkpoint is good)"
             )
+    return figures
 
 
 def _means(pending: list[Mapping[str, Tensor | float]], step: int) -> dict[str, float]:
-    """The mean of each logged value over the last steps, all of which must be finite."""
+    """The mean of each figure over the last steps, those that logged it."""
     values: dict[str, list[float]] = {}
     for number, logs in enumerate(pending, step - len(pending) + 1):
-        _check_finite(logs, number)
-        for name, value in logs.items():
-            values.setdefault(name, []).append(float(value))
+        for name, value in _figures(logs, number).items():
+            values.setdefault(name, []).append(value)
     return {name: sum(these) / len(these) for name, these in values.items()}
 
 
@@ -374,7 +404,8 @@ def _locked(out: Path) -> Iterator[None]:
         raise InputError(f"{out} cannot be written ({error.strerror})") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # lockf, not flock: data-loading workers would inherit the latter and outlive a killed run with it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UsageError(f"{out} is in use by another training process") from error
         yield

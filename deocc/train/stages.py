@@ -99,8 +99,8 @@ def run(
 ) -> dict[str, Path]:
     """Run a method's stages in order, each in ``out/<stage>``, and write ``out/<part>.safetensors`` with cards.
 
-    A stage starts from what the stages before it have exported. A finished stage is not trained again. The global random
-    generators are seeded from the configuration's seed before a stage's networks are built.
+    A stage starts from what the stages before it have exported. A finished stage is not trained again. The global
+    random generators are seeded from the configuration's seeds before a stage's networks are built.
 
     Args:
         method: the method.

@@ -18,10 +18,10 @@ __all__ = ["BatchStream", "loader", "seed_everything"]
 class BatchStream:
     """The lists of indices of the training batches, from a step on.
 
-    Position p of the endless stream (step * batch + place in the batch) belongs to epoch p // length; it yields the index
-    ``epoch * length + shuffled``, where the order of the epoch follows from (seed, epoch) alone. A batch may reach across
-    two epochs. With many processes, each takes every ``world``-th place of a batch, so the stream does not depend on
-    their number.
+    Position p of the endless stream (step * batch + place in the batch) belongs to epoch p // length; it yields the
+    index ``epoch * length + shuffled``, where the order of the epoch follows from (seed, epoch) alone. A batch may
+    reach across two epochs. With many processes, each takes every ``world``-th place of a batch, so the stream does
+    not depend on their number.
     """
 
     def __init__(
