@@ -147,7 +147,9 @@ def _add_table(page: _Parts, table: Table) -> None:
 def _data_uri(picture: Picture) -> str:
     image = picture.image
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise InputError(f"pictures in a report must be uint8 arrays, got {getattr(image, 'dtype', type(image).__name__)}")
+        raise InputError(
+            f"pictures in a report must be uint8 arrays, got {getattr(image, 'dtype', type(image).__name__)}"
+        )
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] != 3):
         raise InputError(f"pictures in a report must have shape (H, W, 3) or (H, W), got {image.shape}")
     pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

@@ -1,0 +1,544 @@
+"""The command line: ``deocc <verb>``.
+
+The verbs are dataclasses, from which tyro makes the parser and ``--help``. What a verb needs is imported when it runs,
+so that ``deocc --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg, subcommand
+
+from deocc.errors import DeoccError, UsageError
+
+if TYPE_CHECKING:
+    from deocc.jobs import Outcome
+
+Folder = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
+Photos = Annotated[Positional[tuple[Path, ...]], arg(name="in", metavar="IN...", help_behavior_hint="(required)")]
+MethodName = Annotated[str, arg(metavar="METHOD")]
+Flag = FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """What all verbs share.
+
+    Attributes:
+        debug: Show the traceback of an error.
+    """
+
+    debug: Flag = False
+
+    def run(self) -> int:
+        """Do it and return the exit code."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmask(Verb):
+    """Restore the occluded faces of photos. Restored pixels are invented.
+
+    Every face of a photo is found, restored and pasted back; the rest of the photo stays as it is, to the bit. A photo
+    NAME.jpg becomes OUT/NAME.png; a photo below a folder keeps its place below OUT. A run that was stopped is taken up
+    where it stopped by the same command. Photos that fail are listed at the end, and the exit code is 1.
+
+    Attributes:
+        photos: Image files (JPEG, PNG, WebP, BMP, TIFF), folders (searched with all folders below), or quoted patterns
+            such as 'photos/*.jpg'.
+        out: Folder for the results; made if need be.
+        method: Method that restores, as listed by 'deocc methods'.
+        occlusion: What is occluded, for methods that cannot find it: a grey image as large as the photo, brighter than
+            half = occluded; or a folder with one for each photo, of the same name but for the suffix. By default the
+            method finds it.
+        weights: Weights, a .safetensors file with its .json card beside it. By default those packaged with the method.
+        device: Where to compute: cpu, cuda, cuda:1.
+        faces: Restore all faces of a photo, or its largest alone.
+        report: Write OUT/report.html too, one file with all pictures in it.
+        extras: Write each face's crop before and after, its occlusion and what else the method returns to
+            OUT/NAME.faces.
+        overwrite: Do every photo again and replace what is in OUT. Otherwise no file is ever replaced.
+    """
+
+    photos: Photos = ()
+    out: Folder
+    method: MethodName = "canet"
+    occlusion: Annotated[Path | None, arg(metavar="FILE|FOLDER")] = None
+    weights: Annotated[Path | None, arg(metavar="FILE")] = None
+    device: str = "cpu"
+    faces: Literal["all", "largest"] = "all"
+    report: Flag = False
+    extras: Flag = False
+    overwrite: Flag = False
+
+    def run(self) -> int:
+        """Unmask the photos."""
+        from deocc.jobs import unmask
+
+        return _outcome(
+            unmask(
+                self.photos,
+                self.out,
+                method=self.method,
+                occlusion=self.occlusion,
+                weights=self.weights,
+                device=self.device,
+                faces=self.faces,
+                report=self.report,
+                extras=self.extras,
+                overwrite=self.overwrite,
+                debug=self.debug,
+            ),
+            "unmasked",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occlude(Verb):
+    """Put a mask, sunglasses, a hand or the like over the faces of photos, by a seed.
+
+    For a photo NAME.jpg this writes OUT/images/NAME.png, OUT/occlusions/NAME.png (grey, 255 = occluded) and
+    OUT/parameters/NAME.json. To restore them: deocc unmask OUT/images -o RESTORED [--occlusion OUT/occlusions].
+
+    Attributes:
+        photos: Image files, folders, or quoted patterns such as 'photos/*.jpg'.
+        out: Folder for the results; made if need be.
+        kinds: Choose among these kinds of occlusion only (surgical, n95, cloth, sunglasses, ...; an unknown one lists
+            them). By default all.
+        seed: The same seed gives the same bytes for a photo of the same name.
+        overwrite: Do every photo again and replace what is in OUT. Otherwise no file is ever replaced.
+    """
+
+    photos: Photos = ()
+    out: Folder
+    kinds: Annotated[tuple[str, ...], arg(metavar="KIND...", help_behavior_hint="")] = ()
+    seed: int = 0
+    overwrite: Flag = False
+
+    def run(self) -> int:
+        """Occlude the photos."""
+        from deocc.jobs import occlude
+
+        return _outcome(
+            occlude(
+                self.photos,
+                self.out,
+                kinds=self.kinds or None,
+                seed=self.seed,
+                overwrite=self.overwrite,
+                debug=self.debug,
+            ),
+            "occluded",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Verb):
+    """Train a method and write its weights, each with its card.
+
+    The data are folders written by 'deocc data pack'. A run that was stopped goes on where it stopped. An example:
+    deocc train canet --recipe small --data packs/train --eval-data packs/test -o runs/canet --set training.steps=2000
+
+    Attributes:
+        method: Method to train, as listed by 'deocc methods'.
+        data: Packed faces to train on.
+        out: Folder of the run: checkpoints, log, pictures, weights.
+        recipe: A recipe packaged with the method (paper, small, smoke), or a TOML file. By default the configuration's
+            defaults.
+        eval_data: Packed faces to evaluate on, whose people are not in --data. By default there is no evaluation.
+        overrides: A setting to change after the recipe, such as training.steps=2000 (the value is read as TOML).
+        stages: Stages to run. By default all, in the method's order.
+        resume: Go on where a run in the folder stopped; --no-resume refuses a folder that holds one.
+        device: Where to compute: cpu, cuda, cuda:1.
+    """
+
+    method: Annotated[Positional[str], arg(metavar="METHOD")]
+    data: Annotated[tuple[Path, ...], arg(metavar="PACK...")]
+    out: Folder
+    recipe: Annotated[str | None, arg(metavar="NAME|FILE")] = None
+    eval_data: Annotated[tuple[Path, ...], arg(metavar="PACK...", help_behavior_hint="")] = ()
+    overrides: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = ()
+    stages: Annotated[tuple[str, ...], arg(metavar="STAGE...", help_behavior_hint="")] = ()
+    resume: bool = True
+    device: str = "cpu"
+
+    def run(self) -> int:
+        """Train."""
+        overrides = {}
+        for text in self.overrides:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                raise UsageError(f"--set wants KEY=VALUE, got {text!r}")
+            overrides[key.strip()] = value.strip()
+        from deocc.train import train
+
+        paths = train(
+            self.method,
+            data=self.data,
+            eval_data=self.eval_data,
+            out=self.out,
+            recipe=self.recipe,
+            overrides=overrides,
+            stages=self.stages or None,
+            device=self.device,
+            resume=self.resume,
+        )
+        for part, path in paths.items():
+            print(f"{part}: {path}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack(Verb):
+    """Align the faces of a data set and write them to one folder that training reads without decoding.
+
+    A run that was stopped goes on where it stopped.
+
+    Attributes:
+        source: Folder of the data set.
+        out: Folder to write: a uint8 memory map, landmarks, identities, checksums.
+        kind: How the data set is laid out: folder (any images), identities (a folder for each person), or the name of a
+            public data set (an unknown one lists them). What is missing is said with where to get it.
+        split: Part of the data set to pack, where it has parts. By default all of it.
+        size: Side of the aligned crops, in pixels.
+        zoom: Scale of the ArcFace template in the crop: 1 is the face from brows to chin, 0.75 has hair and chin
+            inside.
+        limit: Pack the first so many images only.
+        workers: Processes that decode and align; 0 does it in this one. The result is the same.
+    """
+
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")]
+    out: Folder
+    kind: str = "folder"
+    split: str | None = None
+    size: int = 128
+    zoom: float = 0.75
+    limit: int | None = None
+    workers: int = 0
+
+    def run(self) -> int:
+        """Pack."""
+        from deocc.data import pack
+        from deocc.faces import Crop
+
+        source = _source(self.kind, self.source, self.split)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        crop = Crop(self.size, self.zoom)
+        with _progress(f"packing {self.source}") as progress:
+            report = pack(source, self.out, crop=crop, limit=self.limit, workers=self.workers, progress=progress)
+        for name, note in report.notes.items():
+            print(f"{name}: {note}", file=sys.stderr)
+        for name, reason in report.skipped.items():
+            print(f"{name}: skipped: {reason}", file=sys.stderr)
+        print(f"{report.path}: {report.faces} faces, {len(report.skipped)} images skipped, {report.seconds:.1f} s")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckData(Verb):
+    """Read packed faces through and say what is wrong with them: sizes, checksums, indices.
+
+    Attributes:
+        packs: Folders written by 'deocc data pack'.
+    """
+
+    packs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PACK...", help_behavior_hint="")] = ()
+
+    def run(self) -> int:
+        """Check."""
+        from deocc.data import check
+
+        if not self.packs:
+            raise UsageError("give at least one folder of packed faces, got none")
+        bad = 0
+        for pack in self.packs:
+            problems = check(pack)
+            bad += bool(problems)
+            for problem in problems:
+                _complain(problem)
+            if not problems:
+                print(f"{pack}: well")
+        return 1 if bad else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Pack data sets for training, and check what was packed."""
+
+    verb: Annotated[Pack, subcommand("pack")] | Annotated[CheckData, subcommand("check")]
+
+    @property
+    def debug(self) -> bool:
+        """Show the traceback of an error."""
+        return self.verb.debug
+
+    def run(self) -> int:
+        """Run the verb below."""
+        return self.verb.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods(Verb):
+    """List the installed methods: name, parts, paper, state; what is broken at the end, with exit code 1."""
+
+    def run(self) -> int:
+        """List them."""
+        from rich.table import Table
+
+        from deocc.plugins import get, names, problems
+
+        broken = problems()
+        wrong = {problem.entry_point for problem in broken}
+        table = Table("name", "parts", "what it is", "paper", "state", box=None, pad_edge=False)
+        for name in names():
+            if name in wrong:
+                continue
+            method = get(name)
+            parts = [*method.parts(), *(f"task {task}" for task in method.tasks)]
+            table.add_row(name, ", ".join(parts), method.summary, method.paper or "-", _state(method))
+        if table.row_count:
+            _console().print(table)
+        elif not broken:
+            print("no plugin with a method is installed")
+        for problem in broken:
+            _complain(str(problem))
+        return 1 if broken else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Verb):
+    """Print versions, the build, each operator's backends with the reason for any that is missing, and each method."""
+
+    def run(self) -> int:
+        """Print it."""
+        from deocc.info import main as info
+
+        info()
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewPlugin(Verb):
+    """Write a complete plugin that can be installed, passes its tests, and does nothing clever yet.
+
+    Attributes:
+        name: Name of the method: lower-case letters, digits and hyphens.
+        part: What the method offers.
+        out: Folder in which to make the plugin's folder.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    part: Literal["restorer", "occluder", "recognizer"] = "restorer"
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path()
+
+    def run(self) -> int:
+        """Write it."""
+        from deocc.scaffold import new_plugin
+
+        path = new_plugin(self.name, part=self.part, out=self.out)
+        print(f"wrote {path}; install it with: pip install --no-build-isolation -e {path}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Verb):
+    """Run the contract on an installed method and print one line a check; exit code 1 if one fails.
+
+    Attributes:
+        name: Method to check, as listed by 'deocc methods'.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+
+    def run(self) -> int:
+        """Check it."""
+        from deocc.plugins import get
+        from deocc.testing.method_checks import method_checks
+
+        get(self.name)
+        failed = 0
+        for check in method_checks(self.name):
+            print(check)
+        return 1 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Verb):
+    """Mask the packaged portraits with a fixed seed, unmask them, and show how well that went.
+
+    Writes contact_sheet.png and report.html to the folder, replacing those of an earlier demo, and prints the table.
+    Restored pixels are invented.
+
+    Attributes:
+        photo: Photos of your own to show too: image files, folders or patterns; the largest face of each is masked.
+        out: Folder for the results; made if need be.
+        method: Method that restores.
+        device: Where to compute: cpu, cuda, cuda:1.
+        seed: Seed of the masks.
+    """
+
+    photo: Annotated[tuple[Path, ...], arg(metavar="PHOTO...", help_behavior_hint="")] = ()
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("demo")
+    method: MethodName = "canet"
+    device: str = "cpu"
+    seed: int = 0
+
+    def run(self) -> int:
+        """Run the demo."""
+        from deocc.demo import demo
+
+        failures = demo(self.photo, self.out, method=self.method, device=self.device, seed=self.seed)
+        for failure in failures:
+            _complain(failure)
+        return 1 if failures else 0
+
+
+Command = (
+    Annotated[Unmask, subcommand("unmask")]
+    | Annotated[Occlude, subcommand("occlude")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Data, subcommand("data")]
+    | Annotated[Methods, subcommand("methods")]
+    | Annotated[Info, subcommand("info")]
+    | Annotated[NewPlugin, subcommand("new-plugin")]
+    | Annotated[Check, subcommand("check")]
+    | Annotated[Demo, subcommand("demo")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: done; 1: something failed, and a sentence on standard error says what; 2: the call is wrong; 130: interrupted.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Raises:
+        SystemExit: after ``--help``, or with code 2 where the arguments cannot be parsed.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        import deocc
+
+        print(f"deocc {deocc.__version__}")
+        return 0
+    command: Any = tyro.cli(
+        Command,  # type: ignore[arg-type]  # a union of annotated types
+        prog="deocc",
+        args=arguments,
+        description="Restore occluded faces, and measure whether that helped. Restored pixels are invented.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    shown = warnings.showwarning
+    warnings.showwarning = _warn
+    try:
+        return int(command.run())
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on where it stopped")
+        return 130
+    except BrokenPipeError:
+        # The reader has gone, as with "deocc methods | head": nothing more can be said, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except DeoccError as error:
+        if command.debug:
+            traceback.print_exc()
+        _complain(str(error))
+        return error.exit_code
+    except OSError as error:
+        if command.debug:
+            traceback.print_exc()
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+        return 1
+    except Exception as error:
+        if command.debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split())
+        _complain(f"this should not have happened: {type(error).__name__}: {text} (--debug shows where)")
+        return 1
+    finally:
+        warnings.showwarning = shown
+
+
+def _source(kind: str, root: Path, split: str | None) -> Any:
+    """The reader of a data set, by its name on the command line."""
+    from deocc import data
+    from deocc.config import did_you_mean
+
+    readers = {"folder": data.ImageFolder, "identities": data.IdentityFolder, "lfw": data.LFW}
+    if kind not in readers:
+        raise UsageError(f"there is no kind of data set {kind!r}; {did_you_mean(kind, readers)}")
+    if split is None:
+        return readers[kind](root)
+    try:
+        return readers[kind](root, split=split)
+    except TypeError as error:
+        raise UsageError(f"a data set of kind {kind} has no splits, got --split {split}") from error
+
+
+def _state(method: Any) -> str:
+    """Whether a method can be used as it is: with packaged weights, or none needed."""
+    from deocc.plugins import packaged_weights
+
+    lacking = []
+    for part in method.parts():
+        try:
+            if packaged_weights(method, part) is None and method.resolve(part).needs_weights:
+                lacking.append(part)
+        except DeoccError as error:
+            return f"broken: {error}"
+    return f"{', '.join(lacking)} needs --weights" if lacking else "ready"
+
+
+def _outcome(outcome: Outcome, verb: str) -> int:
+    total = len(outcome.done) + len(outcome.skipped) + len(outcome.failures)
+    before = f" ({len(outcome.skipped)} of them before)" if outcome.skipped else ""
+    print(f"{len(outcome.done) + len(outcome.skipped)} of {total} photos {verb}{before}")
+    if outcome.failures:
+        _complain(f"{len(outcome.failures)} failed:")
+        for failure in outcome.failures:
+            print(f"  {failure}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def _progress(label: str) -> Any:
+    """A context that yields a function of (done, all) and shows a bar with it on standard error."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    return bar()
+
+
+def _console() -> Any:
+    """Standard output for tables; in a file or a pipe lines are as long as they need to be."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=10_000, soft_wrap=True)
+
+
+def _complain(sentence: str) -> None:
+    sys.stdout.flush()
+    print(f"deocc: {sentence}", file=sys.stderr)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    _complain(f"warning: {message}")

@@ -1,0 +1,496 @@
+"""Jobs over many photos that can be stopped and started again: ``deocc unmask`` and ``deocc occlude``.
+
+A job turns each photo into one file of the folder OUT, whole or not at all. Before it writes a file it notes in the
+folder's journal (one JSON object a line) what the file is made from, with which settings, and what lies in its place.
+A later run therefore knows which files are its own and complete: those that are noted with the same settings and are
+not what lay there when the note was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deocc.errors import DeoccError, InputError, UsageError
+from deocc.files import atomic_write, sha256
+from deocc.images import IMAGE_SUFFIXES, find_images
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deocc.unmasking import UnmaskedFace, UnmaskResult
+
+__all__ = ["Item", "Outcome", "find", "occlude", "run", "unmask"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A photo and where its result goes: a path relative to OUT, with the suffix ``.png``."""
+
+    photo: Path
+    relative: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job's photos; ``failures`` has a sentence for each that failed."""
+
+    done: tuple[Item, ...]
+    skipped: tuple[Item, ...]
+    failures: tuple[str, ...]
+
+
+def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Item], list[str]]:
+    """The photos that files, folders and patterns name, and a sentence for each that cannot be used.
+
+    A photo below a folder keeps its place below OUT; a file or a match of a pattern goes into OUT itself. What lies in
+    OUT is not taken from a folder that holds OUT. ``below`` is a folder inside OUT for the results.
+
+    Raises:
+        UsageError: no path at all.
+    """
+    if not paths:
+        raise UsageError("give at least one photo, folder or pattern, got none")
+    items: dict[Path, Item] = {}
+    taken: dict[Path, Path] = {}
+    failures = []
+    for path in paths:
+        try:
+            photos = find_images([path])
+        except InputError as error:
+            failures.append(str(error))
+            continue
+        holds_out = path.is_dir() and path.resolve() != out.resolve() and _lies_in(out, path)
+        for photo in photos:
+            if photo.resolve() in items or (holds_out and _lies_in(photo, out)):
+                continue
+            place = photo.relative_to(path) if path.is_dir() else Path(photo.name)
+            relative = below / place.with_suffix(".png")
+            if relative in taken:
+                failures.append(
+                    f"{photo} and {taken[relative]} would both be written to {out / relative}; "
+                    "write them to two folders"
+                )
+                continue
+            taken[relative] = photo
+            items[photo.resolve()] = Item(photo, relative)
+    return list(items.values()), failures
+
+
+def run(
+    items: Sequence[Item],
+    out: Path,
+    work: Callable[[Item], Callable[[Path], str]],
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    inputs: Callable[[Item], Iterable[Path]],
+    overwrite: bool = False,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Do ``work`` for each photo whose result is not there yet; a photo that fails is reported and the job goes on.
+
+    Args:
+        items: the photos.
+        out: the folder, made if need be.
+        work: does one photo and returns what writes it: called with the file, it writes that last of all that it
+            writes, and returns a remark. A photo that fails before leaves nothing behind.
+        name: of the job; the journal is ``deocc-<name>.jsonl`` in ``out``.
+        settings: everything beside the photo that decides the result, JSON-able.
+        inputs: the files that a photo's result is made from.
+        overwrite: do every photo again, whatever is there.
+        debug: show the traceback of a failure.
+        say: called with a line for each photo.
+
+    Raises:
+        InputError: ``out`` cannot be a folder.
+    """
+    try:
+        made = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of that name" if out.exists() else error.strerror
+        raise InputError(f"the folder {out} cannot be made ({reason})") from error
+    journal = _Journal(out, name)
+    photos = {item.photo.resolve() for item in items}
+    done, skipped, failures = [], [], []
+    for number, item in enumerate(items, 1):
+        target = out / item.relative
+        label = f"[{number}/{len(items)}] {item.photo}"
+        started = time.perf_counter()
+        try:
+            key = _fingerprint(settings, inputs(item))
+            if target.exists() and not overwrite:
+                if journal.made(item.relative, key):
+                    skipped.append(item)
+                    say(f"{label}: done before, skipped")
+                    continue
+                raise InputError(
+                    f"{target} is there already and was not made from {item.photo} with these settings; "
+                    "--overwrite replaces it"
+                )
+            if target.resolve() in photos:
+                raise InputError(f"{target} is one of the photos and is not overwritten; choose another folder")
+            write = work(item)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            journal.begin(item.relative, key)
+            remark = write(target)
+        except Exception as error:  # whatever one photo does, the others are still to be done
+            failures.append(_sentence(error, item))
+            say(f"{label}: failed")
+            if debug:
+                traceback.print_exc(file=sys.stderr)
+            continue
+        done.append(item)
+        say(f"{label} -> {target} ({remark}, {time.perf_counter() - started:.2f} s)")
+    if made:
+        with contextlib.suppress(OSError):  # it stays unless it is empty
+            out.rmdir()
+    return Outcome(tuple(done), tuple(skipped), tuple(failures))
+
+
+def unmask(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    method: str = "canet",
+    occlusion: Path | None = None,
+    weights: Path | None = None,
+    device: str = "cpu",
+    faces: Literal["all", "largest"] = "all",
+    report: bool = False,
+    extras: bool = False,
+    overwrite: bool = False,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Unmask many photos: see :func:`deocc.unmasking.unmask` for one.
+
+    Args:
+        paths: files, folders and patterns.
+        out: the folder for the results: a PNG for each photo.
+        method, weights, device, faces: as for one photo.
+        occlusion: an image that holds for all photos, or a folder with an image for each, of the same name but for the
+            suffix.
+        report: write ``report.html`` to ``out`` too.
+        extras: write what became of each face too, to a folder ``NAME.faces``.
+        overwrite: replace what is in ``out``.
+        debug, say: as in :func:`run`.
+
+    Raises:
+        UsageError: no such method, or it needs an occlusion and none was given.
+        PluginError, WeightsError, InputError: nothing could be begun.
+    """
+    import deocc
+    from deocc.faces import Detector
+    from deocc.images import write_image
+    from deocc.plugins import get, load, packaged_weights
+    from deocc.unmasking import unmask as unmask_photo
+
+    if occlusion is not None and not occlusion.exists():
+        raise InputError(f"there is no file or folder {occlusion} to take the occlusion from")
+    restorer = load(method, "restorer", weights=weights, device=device)
+    if occlusion is None and not restorer.finds_occlusion:
+        raise UsageError(f"method {method!r} cannot find the occlusion itself; give it one with --occlusion")
+    report_file = out / "report.html"
+    pages = _Pages(report_file, overwrite) if report else None
+    detector = Detector()
+    items, failures = find(paths, out)
+
+    def work(item: Item) -> Callable[[Path], str]:
+        hidden = _occlusion_of(item, occlusion)
+        result = unmask_photo(item.photo, occlusion=hidden, faces=faces, restorer=restorer, detector=detector)
+
+        def write(target: Path) -> str:
+            if extras:
+                _write_faces(target.with_suffix(".faces"), result.faces)
+            write_image(target, result.photo, overwrite=True)
+            if pages is not None:
+                pages.add(item, target, result)
+            return f"{len(result.faces)} face{'s' if len(result.faces) != 1 else ''}"
+
+        return write
+
+    file = weights or packaged_weights(get(method), "restorer")
+    settings = {
+        "deocc": deocc.__version__,
+        "method": [method, _version_of(method)],
+        "weights": None if file is None else sha256(file),
+        "faces": faces,
+        "extras": extras,
+    }
+    outcome = run(
+        items,
+        out,
+        work,
+        name="unmask",
+        settings=settings,
+        inputs=lambda item: (path for path in (item.photo, _occlusion_of(item, occlusion)) if path is not None),
+        overwrite=overwrite,
+        debug=debug,
+        say=say,
+    )
+    if pages is not None and (outcome.done or outcome.skipped):
+        for item in outcome.skipped:
+            pages.add(item, out / item.relative, None)
+        pages.write(settings)
+        say(f"report: {report_file}")
+    return replace(outcome, failures=(*failures, *outcome.failures))
+
+
+def occlude(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    kinds: Sequence[str] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Put something over every face of many photos: see :func:`deocc.occlude.occlude`.
+
+    For each photo NAME this writes ``images/NAME.png``, ``occlusions/NAME.png`` (grey, 255 = occluded) and
+    ``parameters/NAME.json`` to ``out``. What is put over a face depends on ``seed``, on the photo's place below ``out``
+    and on the face's rank by size, not on which other photos are done with it.
+
+    Raises:
+        UsageError: no such kind, or a seed below 0.
+        InputError: nothing could be begun.
+    """
+    import numpy as np
+
+    from deocc.faces import Detector
+    from deocc.images import read_image, write_image
+    from deocc.occlude import fingerprint
+    from deocc.occlude import occlude as occlude_face
+
+    if seed < 0:
+        raise UsageError(f"the seed must be 0 or more, got {seed}")
+    maker = fingerprint(kinds)
+    detector = Detector()
+    items, failures = find(paths, out, below="images")
+
+    def work(item: Item) -> Callable[[Path], str]:
+        picture = read_image(item.photo)
+        faces = detector.detect(picture)
+        if not faces:
+            raise InputError(f"{item.photo}: no face was found")
+        name = item.relative.relative_to("images")
+        hidden = np.zeros(picture.shape[:2], dtype=np.uint8)
+        notes = []
+        for rank, face in enumerate(faces):
+            face_seed = (seed + zlib.crc32(f"{name.as_posix()}#{rank}".encode())) % 2**31
+            made = occlude_face(picture, face.landmarks, face_seed, kinds=kinds)
+            picture, hidden = made.image, np.maximum(hidden, made.occlusion)
+            notes.append(
+                {
+                    "box": face.box.tolist(),
+                    "landmarks": face.landmarks.tolist(),
+                    "seed": face_seed,
+                    "parameters": made.parameters,
+                }
+            )
+        text = json.dumps({"photo": item.photo.name, "seed": seed, "fingerprint": maker, "faces": notes}, indent=1)
+
+        def write(target: Path) -> str:
+            mask, parameters = out / "occlusions" / name, (out / "parameters" / name).with_suffix(".json")
+            for path in (mask, parameters):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(mask, hidden, overwrite=True)
+            with atomic_write(parameters) as file:
+                file.write(text.encode())
+            write_image(target, picture, overwrite=True)
+            return ", ".join(str(note["parameters"].get("kind", "occluded")) for note in notes)
+
+        return write
+
+    outcome = run(
+        items,
+        out,
+        work,
+        name="occlude",
+        settings={"seed": seed, "fingerprint": maker},
+        inputs=lambda item: (item.photo,),
+        overwrite=overwrite,
+        debug=debug,
+        say=say,
+    )
+    return replace(outcome, failures=(*failures, *outcome.failures))
+
+
+def _occlusion_of(item: Item, occlusion: Path | None) -> Path | None:
+    """The file that says what is occluded in a photo."""
+    if occlusion is None or not occlusion.is_dir():
+        return occlusion
+    for suffix in (".png", *IMAGE_SUFFIXES):
+        path = (occlusion / item.relative).with_suffix(suffix)
+        if path.exists():
+            return path
+    raise InputError(f"{item.photo}: its occlusion {(occlusion / item.relative)} is missing")
+
+
+def _version_of(method: str) -> str:
+    """The version of the distribution that declares a method."""
+    from deocc.plugins import GROUP
+
+    found = [entry.dist.version for entry in entry_points(group=GROUP, name=method) if entry.dist is not None]
+    return ", ".join(found)
+
+
+def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
+    """Everything known about the faces of a photo, numbered from the largest."""
+    import cv2
+    import numpy as np
+
+    from deocc.images import write_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = []
+    for number, face in enumerate(faces, 1):
+        for name in ("before", "occlusion", "after"):
+            write_image(folder / f"{number}-{name}.png", getattr(face, name), overwrite=True)
+        for name, values in face.extras.items():
+            shown = values[0] if values.shape[0] == 1 else values.transpose(1, 2, 0)
+            if values.shape[0] in (1, 3) and values.min() >= 0 and values.max() <= 1:
+                picture = cv2.convertScaleAbs(np.ascontiguousarray(shown), alpha=255)
+                write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
+            else:  # no picture: a field, say
+                with atomic_write(folder / f"{number}-{name}.npy") as file:
+                    np.save(file, values)
+        notes.append({"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "matrix": face.matrix.tolist()})
+    with atomic_write(folder / "faces.json") as file:
+        file.write(json.dumps(notes, indent=1).encode())
+
+
+class _Pages:
+    """The report of ``deocc unmask``; only so many photos are shown, since they are all kept inside it."""
+
+    shown = 100
+
+    def __init__(self, path: Path, overwrite: bool) -> None:
+        if path.exists() and not overwrite and not (path.parent / "deocc-unmask.jsonl").exists():
+            raise InputError(f"{path} is there already and is not of this job; --overwrite replaces it")
+        self.path = path
+        self.photos = 0
+        self.rows: list[Any] = []
+
+    def add(self, item: Item, target: Path, result: UnmaskResult | None) -> None:
+        """A photo: of an earlier run (without ``result``) only the photo before and after is known."""
+        from deocc.images import read_image
+        from deocc.report import Picture, Row
+
+        self.photos += 1
+        if len(self.rows) >= self.shown:
+            return
+        after = read_image(target) if result is None else result.photo
+        pictures = [Picture("photo", _small(read_image(item.photo))), Picture("unmasked", _small(after))]
+        for face in () if result is None else result.faces[:8]:
+            pictures += [
+                Picture("face", face.before),
+                Picture("found occlusion", face.occlusion, lossless=True),
+                Picture("restored", face.after),
+            ]
+        text = "done by an earlier run" if result is None else f"faces: {len(result.faces)}"
+        self.rows.append(Row(str(item.photo), pictures, text=text))
+
+    def write(self, settings: Mapping[str, Any]) -> None:
+        from deocc.report import html
+
+        intro = f"{self.photos} photos unmasked."
+        if self.photos > len(self.rows):
+            intro += f" The first {len(self.rows)} are shown."
+        facts = {
+            "deocc": str(settings["deocc"]),
+            "method": " ".join(settings["method"]),
+            "weights, SHA-256": settings["weights"] or "none",
+        }
+        with atomic_write(self.path) as file:
+            file.write(html("Unmasked photos", intro=intro, rows=self.rows, facts=facts).encode())
+
+
+def _small(picture: NDArray[np.uint8], side: int = 416) -> NDArray[np.uint8]:
+    import cv2
+
+    scale = side / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+class _Journal:
+    """What was begun in a folder: relative path -> fingerprint, and what lay there then."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.out = out
+        self.path = out / f"deocc-{name}.jsonl"
+        self.begun: dict[str, tuple[str, list[int] | None]] = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self.begun[entry["output"]] = (entry["key"], entry["replaces"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # the last line of a run that was killed
+
+    def made(self, relative: Path, key: str) -> bool:
+        """True when the file that lies there now came from this job with this fingerprint."""
+        entry = self.begun.get(relative.as_posix())
+        return entry is not None and entry[0] == key and entry[1] != _identity(self.out / relative)
+
+    def begin(self, relative: Path, key: str) -> None:
+        """Note that a file is about to be written; the note is on the disk when this returns."""
+        replaces = _identity(self.out / relative)
+        line = json.dumps({"output": relative.as_posix(), "key": key, "replaces": replaces}) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.begun[relative.as_posix()] = (key, replaces)
+
+
+def _identity(path: Path) -> list[int] | None:
+    """What tells a file from the one that replaces it, or None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_ino, status.st_mtime_ns, status.st_size]
+
+
+def _fingerprint(settings: Mapping[str, Any], inputs: Iterable[Path]) -> str:
+    content = {"settings": dict(settings), "inputs": [sha256(path) for path in inputs]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sentence(error: BaseException, item: Item) -> str:
+    """One sentence that names the file."""
+    if isinstance(error, DeoccError):
+        text = str(error)
+    elif isinstance(error, OSError):
+        return f"{error.filename or item.photo}: {error.strerror or error}"
+    elif isinstance(error, MemoryError):
+        text = "there was not enough memory"
+    else:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if str(item.photo) in text else f"{item.photo}: {text}"
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
