@@ -8,6 +8,7 @@ the string ``"none"`` stands for it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.resources
@@ -257,20 +258,16 @@ def _coerce(hint: Any, value: Any, name: str, source: str) -> Any:
         if type(None) in args and (value is None or value == "none"):
             return None
         options = [option for option in args if option is not type(None)]
-        if len(options) == 1:
-            return _coerce(options[0], value, name, source)
+        if len(options) == 1 and (dataclasses.is_dataclass(options[0]) or typing.get_origin(options[0])):
+            return _coerce(options[0], value, name, source)  # its error may be about a key inside
         for option in options:
-            try:
+            with contextlib.suppress(UsageError):
                 return _coerce(option, value, name, source)
-            except UsageError:
-                continue
     elif origin is Literal:
         if any(value == option and type(value) is type(option) for option in args):
             return value
-        near = did_you_mean(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
         wanted = " or ".join(repr(option) for option in args)
-        hinted = f"; {near}" if near.startswith("did") else ""
-        raise UsageError(f"{source}{name!r} must be {wanted}, got {_shown(value)}{hinted}")
+        raise UsageError(f"{source}{name!r} must be {wanted}, got {_shown(value)}")
     elif dataclasses.is_dataclass(hint):
         return _build(hint, value, name + ".", source)
     elif origin is tuple or hint is tuple:
