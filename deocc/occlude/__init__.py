@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.errors import InputError, UsageError
-from deocc.occlude import masks, things
+from deocc.occlude import masks, pasted, things
 from deocc.occlude.paint import U8, Draw, Layer
 from deocc.occlude.pose import Face, find_face
 
@@ -21,10 +21,11 @@ VERSION = 1
 """Raised whenever the same seed gives other bytes than before."""
 
 _KINDS: Mapping[str, tuple[float, Callable[[Face, Draw], Layer]]] = {
-    "surgical": (27, masks.surgical),
+    "surgical": (26, masks.surgical),
     "n95": (9, masks.n95),
     "kn95": (8, masks.kn95),
     "cloth": (18, masks.cloth),
+    "template": (8, pasted.template),
     "sunglasses": (6, things.sunglasses),
     "scarf": (6, masks.scarf),
     "hand": (6, things.hand),
@@ -32,6 +33,7 @@ _KINDS: Mapping[str, tuple[float, Callable[[Face, Draw], Layer]]] = {
     "rectangle": (4, things.rectangle),
     "erase-lower": (1.5, things.erase_lower),
     "keypoint-hull": (1.5, things.keypoint_hull),
+    "keypoint-paste": (2, pasted.keypoint_paste),
 }
 
 

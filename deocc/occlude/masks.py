@@ -29,6 +29,7 @@ from deocc.occlude.paint import (
 from deocc.occlude.pose import LUT, RADIUS, Face, Grid, across
 
 Point = tuple[float, float]
+_NOTHING: F32 = np.empty(0, np.float32)
 
 WHITE: Colour = (238, 240, 240)
 SURGICAL: tuple[tuple[Colour, float], ...] = (
@@ -52,6 +53,20 @@ RESPIRATOR: tuple[tuple[Colour, float], ...] = (
     ((130, 150, 70), 0.6),
     ((240, 185, 200), 0.8),
 )
+CLOTH: tuple[tuple[Colour, float], ...] = (
+    ((20, 20, 22), 9),
+    ((45, 46, 52), 2),
+    ((28, 38, 80), 2.5),  # navy
+    ((130, 132, 136), 1.5),
+    (WHITE, 2.5),
+    ((170, 30, 45), 2),
+    ((60, 120, 190), 1.5),
+    ((40, 95, 75), 1.5),
+    ((215, 170, 60), 1.2),
+    ((235, 160, 185), 1.2),
+    ((200, 180, 150), 1.2),
+    ((100, 60, 140), 1),
+)
 STRAPS: tuple[tuple[Colour, float], ...] = (
     (WHITE, 6),
     ((30, 30, 30), 2),
@@ -65,6 +80,13 @@ PATTERNS = ("plain", "heather", "stripes", "checks", "dots", "floral", "camoufla
 def _table(function: Callable[[F64], F64]) -> F32:
     """``function`` of v in [-1, 4) as a table for :func:`_along`."""
     return function(np.arange(5 * LUT) / LUT - 1).astype(np.float32)
+
+
+def cloth_colour(draw: Draw, name: str) -> Colour:
+    """A colour that cloth is often made in, or, less often, any colour at all."""
+    if draw.chance(f"{name}_rare", 0.3):
+        return draw.any_colour(name)
+    return _pick_colour(draw, name, CLOTH, 20)
 
 
 def _along(table: F32, v: F32) -> F32:
@@ -104,13 +126,16 @@ class Sheet:
             centre = outline.mean(axis=0) * (0.0, 1.0)
             polygons += [face.project(centre + (outline - centre) * (part, 0.97), lift) for part in (0.75, 0.5, 0.25)]
         height, width = face.image.shape[:2]
-        box = bounds([*polygons, *extra], (height, width), margin * face.unit + 3)
-        alpha = np.zeros(box.shape, np.uint8)
+        sheet = cls.lay(face, draw, bounds([*polygons, *extra], (height, width), margin * face.unit + 3), lift)
         for polygon in polygons:
-            cover(alpha, box, polygon)
-        grid = face.grid(box)
-        fill = np.empty((*box.shape, 3), np.float32)
-        sheet = cls(face, draw, box, alpha, grid, fill, np.empty(0, np.float32), lift)
+            cover(sheet.alpha, sheet.box, polygon)
+        return sheet
+
+    @classmethod
+    def lay(cls, face: Face, draw: Draw, box: Box, lift: float) -> Sheet:
+        """A sheet over a box that covers nothing yet."""
+        alpha = np.zeros(box.shape, np.uint8)
+        sheet = cls(face, draw, box, alpha, face.grid(box), np.empty((*box.shape, 3), np.float32), _NOTHING, lift)
         sheet.shade = sheet._lamp()
         return sheet
 
@@ -119,7 +144,7 @@ class Sheet:
         light = self.face.light
         towards = min(0.8, max(-0.8, 0.8 * light.slope + self.draw.uniform("light_from", -0.3, 0.3)))
         ambient = self.draw.uniform("light_ambient", 0.45, 0.85)
-        level = light.level * self.draw.uniform("light_level", 0.82, 1.12)
+        level = light.level * self.draw.uniform("light_level", 0.88, 1.25)
         side, front = across()
         lambert = np.maximum(side * towards + front * sqrt(1 - towards * towards), 0)
         table = (level * (ambient + (1 - ambient) * lambert)).astype(np.float32)
@@ -144,9 +169,9 @@ class Sheet:
     def creases(self, strength: float) -> None:
         """Folds and dents that no two masks share."""
         offset = self.draw.integer("crease_x", 0, 255), self.draw.integer("crease_y", 0, 255)
-        scale = self.draw.uniform("crease_scale", 30, 80)
+        scale = self.draw.uniform("crease_scale", 30, 100)
         skew = self.draw.uniform("crease_skew", -0.6, 0.6)
-        stretch = self.draw.uniform("crease_stretch", 0.5, 1.6)
+        stretch = self.draw.uniform("crease_stretch", 0.6, 2.6)
         grid = self.grid
         across_ = (grid.u + grid.v * np.float32(skew)) * np.float32(scale)
         down = grid.v * np.float32(scale * stretch)
@@ -175,7 +200,7 @@ class Sheet:
         rows = np.arange(height, dtype=np.float32)[:, None]
         columns = np.arange(width, dtype=np.float32)[None, :]
         self.fill += (sample("grain", columns, rows, (seed, seed)) * np.float32(grain))[..., None]
-        sigma = face.blur * draw.uniform("softness", 0.7, 1.15)
+        sigma = face.blur * draw.uniform("softness", 0.7, 1.2)
         fill = soften(to_bytes(self.fill), sigma)
         alpha = soften(alpha, 0.6 * sigma)
         fill, alpha = cast_shadow(face, draw, fill, alpha)
@@ -250,13 +275,21 @@ def marks(sheet: Sheet, colour: Colour, name: str = "print") -> None:
             over(sheet.fill, colour, sheet.band(curve(points, 3), size * 0.22))
 
 
+def weave(sheet: Sheet, strength: float) -> None:
+    """The threads of the cloth, or the fibres of the fleece."""
+    draw, grid = sheet.draw, sheet.grid
+    scale = np.float32(draw.uniform("weave_scale", 25, 110))
+    offset = draw.integer("weave_x", 0, 255), draw.integer("weave_y", 0, 255)
+    sheet.shade *= 1 + np.float32(strength) * sample("grain", grid.u * scale, grid.v * scale, offset)
+
+
 def valve(sheet: Sheet, colour: Colour) -> None:
     """An exhalation valve: a round plastic lid beside or below the tip of the nose."""
     draw = sheet.draw
     x = draw.pick("valve_side", (-1, 0, 1)) * draw.uniform("valve_x", 0.25, 0.45)
     y = draw.uniform("valve_y", 0.95, 1.3)
     size = draw.uniform("valve_size", 0.11, 0.2)
-    for part, shade in ((1.15, 0.55), (1.0, 0.95), (0.75, 0.75), (0.68, 1.05), (0.25, 0.7)):
+    for part, shade in ((1.15, 0.6), (1.0, 1.0), (0.75, 0.8), (0.66, 1.08), (0.2, 0.85)):
         plane = np.zeros(sheet.box.shape, np.uint8)
         cover(plane, sheet.box, sheet.polygon(disc((x, y), part * size, part * size)))
         over(sheet.fill, [channel * shade for channel in colour], plane)
@@ -264,8 +297,8 @@ def valve(sheet: Sheet, colour: Colour) -> None:
 
 def ear_loops(face: Face, draw: Draw, corners: Sequence[Point], lift: float) -> list[F64]:
     """Thin bands from the corners (left top, left bottom, right top, right bottom) to the ears, as pixel polygons."""
-    width = draw.uniform("loop_width", 0.025, 0.065) * face.unit
-    ear_top, ear_bottom = draw.uniform("ear_top", 0.1, 0.35), draw.uniform("ear_bottom", 0.6, 0.95)
+    width = draw.uniform("loop_width", 0.02, 0.055) * face.unit
+    ear_top, ear_bottom = draw.uniform("ear_top", 0.12, 0.42), draw.uniform("ear_bottom", 0.6, 0.95)
     sag = draw.uniform("loop_sag", -0.05, 0.08)
     bands = []
     for number, (u, v) in enumerate(corners):
@@ -349,7 +382,8 @@ def surgical(face: Face, draw: Draw) -> Layer:
     open_ = grid.v - np.float32(middle)
     open_ *= 1 + np.float32(spread) * np.minimum(grid.u * grid.u, 1)
     sheet.shade *= _along(_table(folds), open_ + np.float32(middle))
-    sheet.creases(draw.uniform("creases", 0.02, 0.16))
+    sheet.creases(draw.uniform("creases", 0.02, 0.2))
+    weave(sheet, draw.uniform("weave", 0.0, 0.05))
     hem = draw.uniform("hem", 0.05, 0.1)
     if draw.chance("hem_seen", 0.7):
         contrast = draw.uniform("hem_contrast", 0.05, 0.25)
@@ -372,13 +406,13 @@ def surgical(face: Face, draw: Draw) -> Layer:
 def n95(face: Face, draw: Draw) -> Layer:
     """A stiff cup with a rim, embossed lines, two straps, and at times a valve and a label."""
     top = worn(draw, 0.02, 0.32)
-    half, chin = draw.uniform("half_width", 0.72, 0.98), draw.uniform("chin", 1.72, 2.05)
+    half, chin = draw.uniform("half_width", 0.8, 1.02), draw.uniform("chin", 1.7, 1.98)
     side = draw.uniform("side", 0.9, 1.2)
     lift = draw.uniform("lift", 0.25, 0.5)
     outline = curve(
-        [(0, top), (0.22, top + 0.06), (0.72 * half, top + 0.36), (half, side), (0.85 * half, 0.5 * (side + chin) + 0.05),
-         (0.45 * half, chin - 0.06), (0, chin), (-0.45 * half, chin - 0.06), (-0.85 * half, 0.5 * (side + chin) + 0.05),
-         (-half, side), (-0.72 * half, top + 0.36), (-0.22, top + 0.06), (0, top)]
+        [(0, top), (0.25, top + 0.07), (0.76 * half, top + 0.36), (half, side), (0.87 * half, 0.5 * (side + chin) + 0.04),
+         (0.48 * half, chin - 0.05), (0, chin), (-0.48 * half, chin - 0.05), (-0.87 * half, 0.5 * (side + chin) + 0.04),
+         (-half, side), (-0.76 * half, top + 0.36), (-0.25, top + 0.07), (0, top)]
     )
     corners = [(-0.85 * half, 0.75), (-0.85 * half, 1.35), (0.85 * half, 0.75), (0.85 * half, 1.35)]
     straps = head_straps(face, draw, corners, lift)
@@ -433,8 +467,8 @@ def _folded(face: Face, draw: Draw, *, cloth: bool) -> Layer:
     straps = ear_loops(face, draw, corners, lift)
     sheet = Sheet.cut(face, draw, np.concatenate([upper, lower]), lift, straps)
     if cloth:
-        colours = draw.any_colour("colour"), draw.any_colour("colour_2"), draw.any_colour("colour_3")
-        name = draw.pick("pattern", PATTERNS, (9, 1.5, 1.2, 1, 1, 2, 1, 1.2, 1.5))
+        colours = cloth_colour(draw, "colour"), draw.any_colour("colour_2"), draw.any_colour("colour_3")
+        name = draw.pick("pattern", PATTERNS, (9, 2, 1, 1, 1, 3.5, 1, 1.5, 2))
         pattern(sheet, colours, name)
     else:
         colours = (_pick_colour(draw, "colour", RESPIRATOR),) * 3
@@ -451,7 +485,8 @@ def _folded(face: Face, draw: Draw, *, cloth: bool) -> Layer:
     if draw.chance("seam", 0.75):
         line = curve([(shift, top), (shift, 0.5 * (top + chin)), (shift, chin)], 4)
         sheet.darken(sheet.band(line, 0.025), draw.uniform("seam_dark", 0.05, 0.35))
-    sheet.creases(draw.uniform("creases", 0.02, 0.2 if cloth else 0.1))
+    sheet.creases(draw.uniform("creases", 0.02, 0.24 if cloth else 0.12))
+    weave(sheet, draw.uniform("weave", 0.0, 0.22 if cloth else 0.06))
     if cloth and draw.chance("piped", 0.25):
         piping, width = draw.any_colour("piping"), draw.uniform("piping_width", 0.04, 0.09)
         over(sheet.fill, piping, sheet.band(upper + (0, 0.4 * width), width))
@@ -497,7 +532,7 @@ def scarf(face: Face, draw: Draw) -> Layer:
         ]
     )
     sheet = Sheet.cut(face, draw, outline, draw.uniform("lift", 0.05, 0.3))
-    colours = draw.any_colour("colour"), draw.any_colour("colour_2"), draw.any_colour("colour_3")
+    colours = cloth_colour(draw, "colour"), draw.any_colour("colour_2"), draw.any_colour("colour_3")
     pattern(sheet, colours, draw.pick("pattern", PATTERNS[:8], (5, 3, 2, 2, 1, 3, 1, 2)))
     sheet.creases(draw.uniform("creases", 0.12, 0.4))
     for fold in range(draw.integer("folds", 2, 6)):

@@ -3,7 +3,7 @@
 The same seed must give the same bytes on every machine, so this package keeps to operations that every machine rounds
 alike: the raw 64-bit stream of PCG64 (which NumPy promises never to change), additions, multiplications, divisions and
 square roots (each rounded once, as IEEE 754 says, and never fused, because each is an operation of its own), integer
-sums, and of OpenCV only ``fillPoly`` on a grid of 1/16 pixel, ``GaussianBlur`` of uint8 and ``resize`` with
+sums, and of OpenCV only ``fillPoly`` and ``polylines`` on a grid of 1/16 pixel, ``GaussianBlur`` of uint8 and ``resize`` with
 ``INTER_LINEAR_EXACT``, which are fixed-point. No transcendental functions, no matrix products, no ``interp``.
 """
 
@@ -171,6 +171,12 @@ def cover(alpha: U8, box: Box, polygon: F64, value: int = 255) -> None:
     """Fill ``polygon`` (n, 2), in pixels of the whole image, into the part ``alpha`` of it, with soft edges."""
     corners = np.clip((polygon - (box.left, box.top)) * 16.0, -160000, 160000)
     cv2.fillPoly(alpha, [np.rint(corners).astype(np.int32)], value, cv2.LINE_AA, 4)
+
+
+def trace(alpha: U8, box: Box, path: F64, width: int) -> None:
+    """Draw a round brush of ``width`` whole pixels along ``path`` (n, 2), in pixels of the whole image."""
+    corners = np.clip((path - (box.left, box.top)) * 16.0, -160000, 160000)
+    cv2.polylines(alpha, [np.rint(corners).astype(np.int32)], False, 255, width, cv2.LINE_AA, 4)
 
 
 def soften(plane: U8, sigma: float) -> U8:

@@ -20,7 +20,7 @@ from deocc.errors import InputError
 from deocc.occlude.paint import F32, F64, U8, Box
 
 RADIUS = 1.15
-NOSE_Y, MOUTH_Y = 0.57, 1.156
+MOUTH_Y = 1.156
 LUT = 256
 """Entries of a look-up table for one eye distance."""
 
@@ -88,14 +88,22 @@ class Face:
 
     def place(self, points: F64) -> F64:
         """Flat points (n, 2) of the frame, in eye distances -> pixels (n, 2)."""
-        x, y = points[:, 0] * self.unit, points[:, 1] * self.unit_y
-        return np.stack(
-            [
-                self.origin[0] + (x * self.cos_roll - y * self.sin_roll),
-                self.origin[1] + (x * self.sin_roll + y * self.cos_roll),
-            ],
-            axis=1,
-        )
+        return self._place(points[:, 0], points[:, 1])
+
+    def _place(self, x: F64, y: F64) -> F64:
+        x, y = x * self.unit, y * self.unit_y
+        placed = np.empty((len(x), 2))
+        placed[:, 0] = self.origin[0] + (x * self.cos_roll - y * self.sin_roll)
+        placed[:, 1] = self.origin[1] + (x * self.sin_roll + y * self.cos_roll)
+        return placed
+
+    def unplace(self, pixels: F64) -> F64:
+        """The inverse of :meth:`place`."""
+        x, y = pixels[:, 0] - self.origin[0], pixels[:, 1] - self.origin[1]
+        placed = np.empty((len(x), 2))
+        placed[:, 0] = (x * self.cos_roll + y * self.sin_roll) / self.unit
+        placed[:, 1] = (y * self.cos_roll - x * self.sin_roll) / self.unit_y
+        return placed
 
     def project(self, points: F64, lift: float = 0.0) -> F64:
         """Points (n, 2) = (u, v) on the head -> pixels (n, 2); ``lift`` raises the middle of the face off the skin.
@@ -103,17 +111,18 @@ class Face:
         A point that has turned out of sight comes out on the head's silhouette.
         """
         u, v = points[:, 0], points[:, 1]
-        sine = np.clip(u / RADIUS, -1, 1)
+        sine = np.minimum(np.maximum(u * (1 / RADIUS), -1.0), 1.0)
         cosine = np.sqrt(1 - sine * sine)
-        away = np.maximum(1 - (u / 0.75) * (u / 0.75), 0) * np.maximum(1 - ((v - 0.95) / 0.95) * ((v - 0.95) / 0.95), 0)
-        radius = RADIUS + lift * away
+        across_, down = u * (1 / 0.75), v * (1 / 0.95) - 1
+        radius = RADIUS + lift * np.maximum(1 - across_ * across_, 0) * np.maximum(1 - down * down, 0)
         front = cosine * self.cos_yaw - sine * self.sin_yaw
         side = sine * self.cos_yaw + cosine * self.sin_yaw
         hidden = front < 0
-        side = np.where(hidden, np.where(side < 0, -1.0, 1.0), side)
+        if hidden.any():
+            side = np.where(hidden, np.where(side < 0, -1.0, 1.0), side)
+            front = np.maximum(front, 0)
         x = self.axis + radius * side + (u - sine * RADIUS)
-        y = v + self.sin_pitch * (radius * np.maximum(front, 0) - 0.98)
-        return self.place(np.stack([x, y], axis=1))
+        return self._place(x, v + self.sin_pitch * (radius * front - 0.98))
 
     def grid(self, box: Box) -> Grid:
         """Face coordinates of the pixels of ``box``: the inverse of :meth:`project` on the bare cylinder."""
@@ -185,7 +194,7 @@ class Face:
         near = int(np.abs(green[:, 1:-1] - green[:, :-2]).sum())
         far = int(np.abs(green[:, 2:] - green[:, :-2]).sum())
         ratio = far / (near + 1)  # 1.4 in white noise, 2 where everything is a gentle slope
-        return min(2.0, max(0.4, 0.45 + 4.5 * (ratio - 1.62)))
+        return min(2.0, max(0.3, 0.3 + 2.2 * (ratio - 1.62)))
 
 
 def across() -> tuple[F64, F64]:
@@ -227,7 +236,7 @@ def find_face(image: U8, landmarks: F64) -> Face:
     cos_yaw = 1 / sqrt(1 + tangent * tangent)
     upright = mouth_y / MOUTH_Y
     unit = min(1.3 * upright, max(0.8 * upright, eyes / cos_yaw))
-    sin_pitch = min(0.35, max(-0.35, (nose_y / mouth_y - NOSE_Y / MOUTH_Y) / 0.7))
+    sin_pitch = min(0.35, max(-0.35, (nose_y / mouth_y - 0.55) / 0.7))
     return Face(
         image=image,
         landmarks=landmarks,

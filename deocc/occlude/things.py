@@ -23,6 +23,7 @@ from deocc.occlude.paint import (
     sample,
     soften,
     to_bytes,
+    trace,
 )
 from deocc.occlude.pose import RADIUS, Face
 
@@ -72,22 +73,20 @@ def rectangle(face: Face, draw: Draw) -> Layer:
 
 def strokes(face: Face, draw: Draw) -> Layer:
     """Free-form brush strokes."""
-    bands = []
+    paths = []
     for number in range(draw.integer("strokes", 1, 5)):
         x, y = draw.uniform(f"x_{number}", -0.9, 0.9), draw.uniform(f"y_{number}", -0.6, 1.8)
         points = [(x, y)]
-        for _ in range(draw.integer(f"bends_{number}", 2, 6)):
-            x = min(1.3, max(-1.3, x + 1.2 * (draw.fraction() - 0.5)))
-            y = min(2.0, max(-1.0, y + 1.2 * (draw.fraction() - 0.5)))
+        for bend in range(draw.integer(f"bends_{number}", 2, 6)):
+            x = min(1.3, max(-1.3, x + draw.uniform(f"x_{number}_{bend}", -0.6, 0.6)))
+            y = min(2.0, max(-1.0, y + draw.uniform(f"y_{number}_{bend}", -0.6, 0.6)))
             points.append((x, y))
-        width = draw.uniform(f"width_{number}", 0.15, 0.5) * face.unit
-        path = face.place(curve(points, 5))
-        bands += [ribbon(path[i : i + 2], width) for i in range(len(path) - 1)]
-        bands += [disc((px, py), 0.5 * width, 0.5 * width, 16) for px, py in path.tolist()]
-    box = bounds(bands, face.image.shape[:2], 2)
+        width = max(1, int(draw.uniform(f"width_{number}", 0.15, 0.5) * face.unit))
+        paths.append((face.place(curve(points, 5)), width))
+    box = bounds([path for path, _ in paths], face.image.shape[:2], 0.25 * face.unit + 3)
     alpha = np.zeros(box.shape, np.uint8)
-    for band in bands:
-        cover(alpha, box, band)
+    for path, width in paths:
+        trace(alpha, box, path, width)
     return Layer(box.top, box.left, to_bytes(texture(draw, box, face.unit)), alpha)
 
 
