@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "build_info.h"
 #include "composite.h"
 
 namespace py = pybind11;
@@ -34,16 +35,17 @@ Bytes composite_uint8(const Bytes& image, const Bytes& fill, const Bytes& occlus
 }
 
 py::dict build_info() {
+  namespace build = deocc::build;
   py::dict info;
-  info["mode"] = DEOCC_BUILD_MODE;
-  info["compiler"] = DEOCC_BUILD_COMPILER;
-  info["flags"] = DEOCC_BUILD_FLAGS;
-  info["cuda"] = DEOCC_BUILD_CUDA;
-  info["cuda_arch"] = DEOCC_BUILD_CUDA_ARCH;
-  info["sanitizer"] = DEOCC_BUILD_SANITIZER;
-  info["torch"] = DEOCC_BUILD_TORCH;
+  info["mode"] = build::kMode;
+  info["compiler"] = build::kCompiler;
+  info["flags"] = build::kFlags;
+  info["cuda"] = build::kCuda;
+  info["cuda_arch"] = build::kCudaArch;
+  info["sanitizer"] = build::kSanitizer;
+  info["torch"] = build::kTorch;
   info["no_cpu"] = "";
-  info["no_cuda"] = DEOCC_BUILD_NO_CUDA;
+  info["no_cuda"] = build::kNoCuda;
   return info;
 }
 

@@ -9,15 +9,16 @@
 
 #include "../tensor.h"
 
-// Weak: a PyTorch without CUDA lacks it, and the module must load there all the same (nothing calls it there).
+#ifdef DEOCC_TORCH_WITHOUT_CUDA
+// Compiled only to check that it compiles: weak, so that the module loads without the symbol. Nothing calls it there.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                    void** ret_stream);
+#endif
 
 namespace deocc {
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch is built without CUDA");
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }

@@ -22,7 +22,7 @@ import torch
 
 from deocc.errors import MissingDependency, UsageError
 
-_LIBRARY: Final = torch.library.Library("deocc", "DEF")
+_LIBRARY: Final = torch.library.Library("deocc", "DEF")  # type: ignore[no-untyped-call]
 _OPERATORS: Final[dict[str, Operator]] = {}
 _WARNED: Final[set[str]] = set()
 
@@ -77,7 +77,7 @@ class Operator:
 
     def define(self, schema: str, fake: Callable[..., Any]) -> None:
         """Declare a kernel, ``"name(Tensor x, ...) -> Tensor"``, and what it returns for tensors without data."""
-        name = _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        name = _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"deocc::{name}", fake, lib=_LIBRARY)
 
     def differentiate(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
@@ -93,6 +93,7 @@ class Operator:
             "triton": _backend(self._without_gpu("triton")),
         }
 
+    @functools.cache  # noqa: B019 (operators live as long as the process)
     def _without_kernel(self, device: str) -> str:
         """Why no kernel computes on this kind of device; empty when one does."""
         if self.arrays:
@@ -124,16 +125,16 @@ class Operator:
             UsageError: an environment variable has a value that is not offered.
             MissingDependency: it would for want of a kernel, and ``DEOCC_STRICT=1`` forbids that.
         """
-        strict, forced = os.environ.get("DEOCC_STRICT", "0") not in ("", "0"), os.environ.get("DEOCC_BACKEND", "")
+        forced = os.environ.get("DEOCC_BACKEND", "")
+        if not forced and not (reason := self._without_kernel(device)):
+            return False
+        strict = os.environ.get("DEOCC_STRICT", "0") not in ("", "0")
         if forced not in ("", "reference"):
             raise UsageError(f"DEOCC_BACKEND must be 'reference' or unset, got {forced!r}")
         if forced:
             if strict:
                 raise UsageError("DEOCC_BACKEND=reference and DEOCC_STRICT=1 contradict each other; unset one of them")
             return True
-        reason = self._without_kernel(device)
-        if not reason:
-            return False
         if strict:
             raise MissingDependency(
                 f"deocc.ops.{self.name} has no kernel for {device} here ({reason}), and DEOCC_STRICT=1 forbids the "

@@ -40,8 +40,9 @@ def composite(image: Tensor, fill: Tensor, occlusion: Tensor) -> Tensor:
         InputError: a type, shape, dtype or device that does not fit.
     """
     _check(image, fill, occlusion)
-    dtype = torch.promote_types(torch.promote_types(image.dtype, fill.dtype), occlusion.dtype)
-    image, fill, occlusion = image.to(dtype), fill.to(dtype), occlusion.to(dtype)
+    if not image.dtype == fill.dtype == occlusion.dtype:
+        dtype = torch.promote_types(torch.promote_types(image.dtype, fill.dtype), occlusion.dtype)
+        image, fill, occlusion = image.to(dtype), fill.to(dtype), occlusion.to(dtype)
     if _OPERATOR.uses_reference(image.device.type):
         return reference.composite(image, fill, occlusion)
     return torch.ops.deocc.composite(image, fill, occlusion)  # type: ignore[no-any-return]
@@ -96,9 +97,10 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None,
     if not pictures:
         by_image, by_fill, _ = ctx.needs_input_grad
         return (1 - occlusion) * gradient if by_image else None, occlusion * gradient if by_fill else None, None
+    image, fill = pictures
     if torch.is_grad_enabled():  # create_graph=True: what is returned will be differentiated again
-        return reference.composite_backward(gradient, *pictures, occlusion)
-    return torch.ops.deocc.composite_backward(gradient, *pictures, occlusion)  # type: ignore[no-any-return]
+        return reference.composite_backward(gradient, image, fill, occlusion)
+    return torch.ops.deocc.composite_backward(gradient, image, fill, occlusion)  # type: ignore[no-any-return]
 
 
 _OPERATOR.define("composite(Tensor image, Tensor fill, Tensor occlusion) -> Tensor", _fake)
