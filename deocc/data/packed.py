@@ -87,6 +87,7 @@ class PackedFaces:
         names: the name of every image in its data set.
         crop: the alignment that all images share.
         paths: the folders read from.
+        digests: the SHA-256 of each folder's images, as its index says.
         title: what was packed.
 
     Raises:
@@ -100,6 +101,7 @@ class PackedFaces:
         count = len(index["names"])
         size = index["crop"]["size"]
         self.paths: tuple[Path, ...] = (folder,)
+        self.digests: tuple[str, ...] = (index["sha256"]["images.npy"],)
         self.title: str = index["source"]
         self.crop = Crop(size, index["crop"]["zoom"])
         self.names: tuple[str, ...] = tuple(index["names"])
@@ -133,11 +135,13 @@ class PackedFaces:
         return f"<{self.title}: {len(self)} packed faces, {len(self.identity_names)} identities, {self.crop}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
+        return {**self.__dict__, "_arrays": tuple(len(array) for array in self._arrays)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self._arrays = tuple(_open_images(path, len(read_index(path)["names"]), self.crop.size) for path in self.paths)
+        self._arrays = tuple(
+            _open_images(path, count, self.crop.size) for path, count in zip(self.paths, state["_arrays"], strict=True)
+        )
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Self:
         """Chosen faces in the order given; the numbers and names of the identities stay what they are.
@@ -175,27 +179,31 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     """Several packs as one, in that order; nothing is copied.
 
     An identity is one only inside one folder: names that two data sets share ("0001") do not mean one person. The names
-    become ``folder/identity``.
+    become ``folder/identity``, unless there is a single pack, which comes back as it is.
 
     Raises:
         UsageError: there is no pack, or the crops differ.
     """
     if not packs:
         raise UsageError("concatenate wants at least one pack, got none")
+    if len(packs) == 1:
+        return packs[0]
     for pack in packs[1:]:
         if pack.crop != packs[0].crop:
-            raise UsageError(f"packs with one crop can be joined, got {packs[0].crop} and {pack.crop}")
+            raise UsageError(f"only packs of one crop can be joined, got {packs[0].crop} and {pack.crop}")
     paths: list[Path] = []
     arrays: list[npt.NDArray[np.uint8]] = []
+    digests: list[str] = []
     parts, rows = [], []
     keys: dict[tuple[Path, str], int] = {}
     identities = []
     for pack in packs:
         place = []
-        for path, array in zip(pack.paths, pack._arrays, strict=True):
+        for path, array, digest in zip(pack.paths, pack._arrays, pack.digests, strict=True):
             if path not in paths:
                 paths.append(path)
                 arrays.append(array)
+                digests.append(digest)
             place.append(paths.index(path))
         part = np.zeros(len(pack), np.int64) if pack._part is None else pack._part
         parts.append(np.asarray(place)[part])
@@ -203,7 +211,7 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
         numbers = [keys.setdefault(key, len(keys)) for key in pack._identity_keys]
         identities.append(np.asarray([*numbers, -1], np.int64)[pack.identities])
     joined = object.__new__(PackedFaces)
-    joined.paths = tuple(paths)
+    joined.paths, joined.digests = tuple(paths), tuple(digests)
     joined.title = " + ".join(pack.title for pack in packs)
     joined.crop = packs[0].crop
     joined.names = tuple(name for pack in packs for name in pack.names)
