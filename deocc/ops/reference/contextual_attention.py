@@ -55,7 +55,7 @@ def contextual_attention_offsets(
     query = torch.arange(height * width, device=best.device)
     rows, columns = best // width - query // width, best % width - query % width
     found = torch.stack([rows, columns], dim=1) * valid.any(dim=2)[:, :, None]
-    return found.unflatten(2, (height, width)).to(torch.int32)
+    return found.reshape(-1, 2, height, width).to(torch.int32)
 
 
 def scores(foreground: Tensor, background: Tensor, rate: int, fuse: bool) -> Tensor:
@@ -93,8 +93,8 @@ def _add_diagonal_neighbours(score: Tensor) -> Tensor:
 
 def _by_columns(score: Tensor, height: int, width: int) -> Tensor:
     """Count the positions of a height x width image, queries and keys, in column-major order."""
-    score = score.unflatten(2, (height, width)).unflatten(1, (height, width))
-    return score.transpose(1, 2).transpose(3, 4).flatten(1, 2).flatten(2, 3)
+    score = score.reshape(-1, height, width, height, width)
+    return score.transpose(1, 2).transpose(3, 4).reshape(-1, height * width, height * width)
 
 
 def _widen(tensor: Tensor) -> Tensor:
