@@ -8,6 +8,9 @@ is downloaded: a missing file is an error that says what to download and where t
 >>> faces = PackedFaces("packs/lfw-train")  # doctest: +SKIP
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from deocc.data.celeba import CelebA
 from deocc.data.folders import IdentityFolder, ImageFolder
 from deocc.data.lfw import LFW, Pair, read_pairs
@@ -22,6 +25,7 @@ __all__ = [
     "FFHQ",
     "LFW",
     "MFR2",
+    "READERS",
     "RMFRD",
     "CASIAWebFace",
     "CelebA",
@@ -44,3 +48,19 @@ __all__ = [
     "pack",
     "read_pairs",
 ]
+
+READERS: Mapping[str, Callable[..., Source]] = {
+    "folder": ImageFolder,
+    "identities": IdentityFolder,
+    "lfw": LFW,
+    "celeba": CelebA,
+    "celeba-wild": partial(CelebA, version="wild"),
+    "ffhq": FFHQ,
+    "rmfrd": RMFRD,
+    "mfr2": MFR2,
+    "casia-webface": CASIAWebFace,
+    "vggface2": VGGFace2,
+    "ar": AR,
+}
+"""The readers by short names, for programs that let people choose; each takes the folder, and ``split`` where the data
+set has parts."""

@@ -98,18 +98,18 @@ def read_pairs(path: str | os.PathLike[str], suffix: str = ".jpg") -> list[Pair]
     """
     path = Path(path)
     lines = [line.split() for line in read_lines(file(path, _PAIRS))]
-    header = [int(field) for field in lines[0]] if lines and all(field.isdecimal() for field in lines[0]) else []
+    header = [int(field) for field in lines[0]] if lines and all(map(_is_number, lines[0])) else []
     rows = lines[1:] if header else lines
-    folds, count = {0: (1, 0), 1: (1, *header), 2: (*header,)}.get(len(header), (0, 0))
-    if not rows or not folds or (header and len(rows) != 2 * folds * count):
-        wanted = f"{folds} folds of {count} + {count} pairs" if folds and header else "lines with pairs"
+    folds, count = header if len(header) == 2 else (1, header[0] if header else 0)
+    if not rows or (header and len(rows) != 2 * folds * count):
+        wanted = f"{folds} folds of {count} + {count} pairs" if header else "lines with pairs"
         raise InputError(f"{path} cannot be used: wanted {wanted}, got {len(rows)} lines")
     pairs = []
     for number, fields in enumerate(rows):
         same = len(fields) == 3
         fold = number // (2 * count) if header else 0
         right_kind = not header or same == (number % (2 * count) < count)
-        if len(fields) not in (3, 4) or not (fields[1].isdecimal() and fields[-1].isdecimal()) or not right_kind:
+        if len(fields) not in (3, 4) or not (_is_number(fields[1]) and _is_number(fields[-1])) or not right_kind:
             raise InputError(
                 f"{path} cannot be used: line {number + 1 + bool(header)} must be 'name number number' or 'name number "
                 f"name number' in the order of the folds, got {' '.join(fields)[:80]!r}"
@@ -121,6 +121,10 @@ def read_pairs(path: str | os.PathLike[str], suffix: str = ".jpg") -> list[Pair]
 
 def _name(person: str, number: str, suffix: str) -> str:
     return f"{person}/{person}_{int(number):04d}{suffix}"
+
+
+def _is_number(field: str) -> bool:
+    return field.isascii() and field.isdecimal() and len(field) < 10
 
 
 def _split(root: Path, everybody: set[str]) -> dict[str, set[str]]:

@@ -57,33 +57,34 @@ class RMFRD(Source):
 
     Args:
         root: the folder that holds these two, or the one around it as in the archive.
-        masked: True or False for one of the two, None for both.
+        split: "masked", "unmasked", or None for both.
 
     Raises:
         InputError: a folder is missing or empty.
+        UsageError: an unknown split.
     """
 
     _wanted = (
         "download the self-built masked face recognition data set of RMFRD "
         "(https://github.com/X-zhangyang/Real-World-Masked-Face-Dataset) and unpack it there"
     )
-    _folders = {True: "AFDB_masked_face_dataset", False: "AFDB_face_dataset"}  # noqa: RUF012 (never changed)
+    _folders = {"masked": "AFDB_masked_face_dataset", "unmasked": "AFDB_face_dataset"}  # noqa: RUF012 (never changed)
 
-    def __init__(self, root: str | os.PathLike[str], masked: bool | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str], split: str | None = None) -> None:
         path = folder(root, self._wanted)
         inside = path / "self-built-masked-face-recognition-dataset"
         if inside.is_dir():
             path = inside
         names = []
-        for wanted in (True, False) if masked is None else (masked,):
+        for wanted in self._folders if split is None else [one_of("the split of RMFRD", split, self._folders)]:
             part = folder(path / self._folders[wanted], self._wanted)
             names += [f"{part.name}/{name}" for name in image_names(part, self._wanted) if "/" in name]
-        self.title = "RMFRD" if masked is None else f"RMFRD {'masked' if masked else 'unmasked'}"
+        self.title = "RMFRD" if split is None else f"RMFRD {split}"
         super().__init__(path, names, identity=_second_folder, landmarks=landmarks_beside(path))
 
     def attributes(self, name: str) -> Mapping[str, bool]:
         """``masked``."""
-        return {"masked": first_folder(name) == self._folders[True]}
+        return {"masked": first_folder(name) == self._folders["masked"]}
 
 
 class MFR2(Source):

@@ -157,7 +157,9 @@ class PackedFaces:
             if wanted.shape != (len(self),):
                 raise UsageError(f"a mask for {len(self)} faces must have shape ({len(self)},), got {wanted.shape}")
             wanted = np.flatnonzero(wanted)
-        wanted = wanted.astype(np.int64, casting="unsafe").reshape(-1)
+        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
+            raise UsageError(f"positions must be whole numbers (n,), got {wanted.dtype} {wanted.shape}")
+        wanted = wanted.astype(np.int64)
         if len(wanted) and not (-len(self) <= wanted.min() and wanted.max() < len(self)):
             raise UsageError(f"positions must be below {len(self)}, got {wanted.min()} to {wanted.max()}")
         wanted = wanted % max(len(self), 1)
@@ -268,18 +270,17 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     try:
         count = len(index["names"])
+        Crop(index["crop"]["size"], index["crop"]["zoom"])
         good = (
             len(index["identities"]) == count
             and all(-1 <= number < len(index["identity_names"]) for number in index["identities"])
-            and isinstance(index["crop"]["size"], int)
-            and isinstance(index["crop"]["zoom"], float)
             and isinstance(index["source"], str)
             and {"images.npy", "landmarks.npy"} <= set(index["sha256"])
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    except (KeyError, TypeError, UsageError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     if not good:
-        raise InputError(f"{path} is damaged: names, identities, crop, source and sha256 do not fit together")
+        raise InputError(f"{path} is damaged: names, identities, source and sha256 do not fit together")
     return index
 
 

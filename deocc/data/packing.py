@@ -13,9 +13,11 @@ import dataclasses
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 import warnings
@@ -108,7 +110,7 @@ def pack(
     if workers < 0:
         raise UsageError(f"workers must be 0 or more, got {workers}")
     out = Path(out).absolute()
-    samples = [source[index] for index in range(min(len(source), limit or len(source)))]
+    samples = _First(source, min(len(source), limit or len(source)))
     begun: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -141,7 +143,7 @@ def _build(
     folder: Path,
     out: Path,
     begun: Mapping[str, Any],
-    samples: Sequence[Sample],
+    samples: _First,
     crop: Crop,
     detector: FindsFaces | None,
     workers: int,
@@ -156,9 +158,9 @@ def _build(
         records = _resume(images, journal, begun, crop, out)
         done = len(records)
         work = _Aligner(crop, detector)
-        with _mapped(work, samples[done:], workers) as results:
+        with _mapped(work, samples.since(done), workers) as results:
             for first in range(done, len(samples), CHUNK):
-                chunk = [next(results) for _ in samples[first : first + CHUNK]]
+                chunk = list(itertools.islice(results, min(CHUNK, len(samples) - first)))
                 pixels = b"".join(face.tobytes() for face, _ in chunk if face is not None)
                 images.write(pixels)
                 _flush(images)
@@ -240,6 +242,22 @@ def _whole_lines(journal: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
             return
 
 
+class _First:
+    """The first samples of a source, made when they are asked for: a data set has millions."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.since(0)
+
+    def since(self, first: int) -> Iterator[Sample]:
+        return (self.source[index] for index in range(first, self.count))
+
+
 class _Aligner:
     """Sample -> aligned face and its record; carried to worker processes."""
 
@@ -302,11 +320,15 @@ def _work(sample: Sample) -> tuple[npt.NDArray[np.uint8] | None, dict[str, Any]]
 
 
 @contextlib.contextmanager
-def _mapped(aligner: _Aligner, samples: Sequence[Sample], workers: int) -> Iterator[Iterator[Any]]:
+def _mapped(aligner: _Aligner, samples: Iterable[Sample], workers: int) -> Iterator[Iterator[Any]]:
     """The results for ``samples``, in order, from this process or from ``workers`` others."""
     if not workers:
         yield map(aligner, samples)
         return
+    try:
+        pickle.dumps(aligner)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise UsageError(f"this detector cannot be sent to other processes, use workers=0 ({error})") from error
     # Not fork: OpenCV and torch have threads by now.
     with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (aligner,)) as pool:
         yield pool.imap(_work, samples, chunksize=16)
@@ -357,7 +379,7 @@ def _digest_of_list(samples: Iterable[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _column(samples: Sequence[Sample], records: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
+def _column(samples: Iterable[Sample], records: Sequence[Mapping[str, Any]], key: str) -> dict[str, str]:
     return {sample.name: record[key] for sample, record in zip(samples, records, strict=True) if key in record}
 
 

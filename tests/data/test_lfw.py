@@ -70,7 +70,7 @@ def test_pairs_of_view_1_and_without_header(root: Path) -> None:
         ("2\t1\nA\t1\t2\nA\t1\tB\t1\n", r"wanted 2 folds of 1 \+ 1 pairs, got 2 lines"),
         ("1\t1\nA\t1\tB\t1\nA\t1\t2\n", "line 2 must be"),
         ("A one two\n", "line 1 must be"),
-        ("1 2 3\nA 1 2\n", "wanted lines with pairs"),
+        ("1 2 3\nA 1 2\n", "wanted 1 folds of 1"),
         ("A 1\n", "line 1 must be"),
     ],
 )

@@ -30,8 +30,8 @@ def test_rmfrd(tmp_path: Path, make, inside: str) -> None:
     source = RMFRD(tmp_path)
     assert source.identities == ("aidai", "baibing")
     assert [sample.attributes["masked"] for sample in source] == [False, True, True]
-    assert len(RMFRD(tmp_path, masked=True)) == 2
-    assert RMFRD(tmp_path, masked=False)[0].name == "AFDB_face_dataset/aidai/0_0_0.jpg"
+    assert len(RMFRD(tmp_path, "masked")) == 2
+    assert RMFRD(tmp_path, "unmasked")[0].name == "AFDB_face_dataset/aidai/0_0_0.jpg"
     (tmp_path / inside / "AFDB_face_dataset").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="AFDB_face_dataset is missing; download"):
         RMFRD(tmp_path)
