@@ -475,7 +475,7 @@ def _source(kind: str, root: Path, split: str | None) -> Any:
     from deocc import data
     from deocc.config import did_you_mean
 
-    readers = {"folder": data.ImageFolder, "identities": data.IdentityFolder, "lfw": data.LFW}
+    readers = data.READERS
     if kind not in readers:
         raise UsageError(f"there is no kind of data set {kind!r}; {did_you_mean(kind, readers)}")
     if split is None:
