@@ -35,6 +35,9 @@ KINDS = ("surgical", "cloth", "kn95", "n95")
 RECOGNIZER = "mobilefacenet"
 """The matcher whose cosines are shown."""
 
+SHEET = 12
+"""Rows of the contact sheet at most; the report has them all."""
+
 SHOWN = 256
 """Side of the pictures in pixels."""
 
@@ -191,9 +194,9 @@ def _write(shown: Sequence[Shown], out: Path, method: str, seed: int) -> None:
     means = {name: sum(getattr(one, name) for one in shown) / len(shown) for name in figures}
     mean = Shown("mean", "", (), **means)
     sheet = contact_sheet(
-        [one.pictures for one in shown],
+        [one.pictures for one in shown[:SHEET]],
         columns=_STEPS,
-        labels=[f"{one.name}\n{one.kind}" for one in shown],
+        labels=[f"{one.name}\n{one.kind}" for one in shown[:SHEET]],
         cell=SHOWN,
         title=f"deocc demo: {method}",
     )
