@@ -1,0 +1,59 @@
+"""The perceptual distance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deocc.errors import WeightsError
+from deocc.losses import LPIPS
+
+SIZES = (3, 8, 8, 8, 8, 8)
+
+
+def small_alexnet(path: Path) -> Path:
+    torch.manual_seed(0)
+    kernels = (11, 5, 3, 3, 3)
+    tensors = {}
+    for i, kernel in enumerate(kernels):
+        tensors[f"conv{i}.weight"] = torch.randn(SIZES[i + 1], SIZES[i], kernel, kernel) / kernel
+        tensors[f"conv{i}.bias"] = torch.zeros(SIZES[i + 1])
+        tensors[f"lin{i}"] = torch.rand(SIZES[i + 1])
+    save_file(tensors, path)
+    return path
+
+
+def test_zero_for_equal_images_and_gradients_for_others(tmp_path: Path) -> None:
+    lpips = LPIPS(small_alexnet(tmp_path / "alex.safetensors"))
+    image = torch.rand(2, 3, 64, 64)
+    other = torch.rand(2, 3, 64, 64, requires_grad=True)
+    assert torch.equal(lpips(image, image), torch.zeros(2))
+    distance = lpips(image, other)
+    assert distance.shape == (2,)
+    assert (distance > 0).all()
+    distance.sum().backward()
+    assert other.grad is not None
+    assert other.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in lpips.parameters())
+
+
+@pytest.mark.parametrize("network", ["alexnet", "vgg16"])
+def test_grows_with_noise(shared, network: str) -> None:
+    lpips = LPIPS(shared(f"perceptual/lpips_{network}.safetensors"))
+    torch.manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), size=64, mode="bicubic").clamp(0, 1)
+    noise = torch.randn_like(image)
+    distances = [float(lpips(image, (image + level * noise).clamp(0, 1))) for level in (0.02, 0.1, 0.4)]
+    assert distances == sorted(distances)
+    assert 0 < distances[0] < distances[2] < 2
+
+
+def test_refuses_what_is_not_lpips(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        LPIPS(tmp_path / "missing.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="AlexNet"):
+        LPIPS(tmp_path / "other.safetensors")
