@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -37,11 +37,12 @@ MAX_PIXELS = 100_000_000
 """The largest image that :func:`read_image` decodes unless told otherwise: 100 megapixels."""
 
 _MAX_BYTES = 1 << 30
-_WRITERS: dict[str, list[int]] = {
-    ".png": [],
-    ".jpg": [cv2.IMWRITE_JPEG_QUALITY, 95],
-    ".jpeg": [cv2.IMWRITE_JPEG_QUALITY, 95],
-    ".webp": [cv2.IMWRITE_WEBP_QUALITY, 95],
+# Suffix -> OpenCV's options, longest side that the format can hold (for PNG, that OpenCV reads again).
+_WRITERS: dict[str, tuple[list[int], int]] = {
+    ".png": ([], 1_000_000),
+    ".jpg": ([cv2.IMWRITE_JPEG_QUALITY, 95], 65_500),
+    ".jpeg": ([cv2.IMWRITE_JPEG_QUALITY, 95], 65_500),
+    ".webp": ([cv2.IMWRITE_WEBP_QUALITY, 95], 16_383),
 }
 
 
@@ -75,9 +76,8 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             f"{path} is a damaged {header.kind}: its header announces {header.width}x{header.height} pixels"
         )
     if header.width * header.height > max_pixels:
-        raise InputError(
-            f"{path} announces {header.width}x{header.height} pixels, and deocc reads at most {max_pixels / 1e6:g} megapixels"
-        )
+        limit = f"{max_pixels / 1e6:g} megapixels"
+        raise InputError(f"{path} announces {header.width}x{header.height} pixels, and deocc reads at most {limit}")
     pixels, complaint = _decode(data, header)
     if pixels is None:
         raise InputError(f"{path} is a {header.kind} too damaged to be read{f' ({complaint})' if complaint else ''}")
@@ -113,16 +113,11 @@ def write_image(path: str | os.PathLike[str], image: Array, *, overwrite: bool =
         raise InputError(f"an image to be written must be a uint8 array (H, W, 3) or (H, W), got {_describe(image)}")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already and is left as it is unless overwriting is asked for")
-    try:
-        coded, buffer = cv2.imencode(
-            path.suffix.lower(), image if image.ndim == 2 else image[..., ::-1], _WRITERS[path.suffix.lower()]
-        )
-    except cv2.error:
-        coded = False
-    if not coded:
-        raise InputError(
-            f"an image of {image.shape[1]}x{image.shape[0]} pixels does not fit into {path.suffix} ({path})"
-        )
+    options, longest = _WRITERS[path.suffix.lower()]
+    if max(image.shape) > longest:
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise InputError(f"{path} cannot hold {size} pixels: {path.suffix} ends at {longest} a side")
+    _, buffer = cv2.imencode(path.suffix.lower(), image if image.ndim == 2 else image[..., ::-1], options)
     with atomic_write(path) as file:
         file.write(buffer.tobytes())
 
@@ -139,7 +134,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         In the order of ``paths``, sorted within each, every file once.
 
     Raises:
-        InputError: a path that does not exist, a folder without images, a pattern without a match, an unreadable folder.
+        InputError: a path that does not exist, a folder without images or unreadable, a pattern without a match.
     """
     found: dict[Path, None] = {}
     for given in paths:
@@ -152,7 +147,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             images = [path]
         elif glob.has_magic(str(given)):
             images = []
-            for match in map(Path, sorted(glob.glob(str(given), recursive=True))):
+            for match in map(Path, sorted(glob.glob(str(given), recursive=True))):  # noqa: PTH207 - absolute patterns too
                 if match.is_dir():
                     images += _images_below(match)
                 elif match.suffix.lower() in IMAGE_SUFFIXES:
@@ -261,12 +256,14 @@ def _parse_header(data: bytes) -> _Header | None:
         if data.startswith(b"\xff\xd8"):
             return _parse_jpeg(data)
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return _Header("PNG", *struct.unpack(">II", data[16:24]), _png_orientation(data))
+            width, height = struct.unpack(">II", data[16:24])
+            return _Header("PNG", width, height, _png_orientation(data))
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _parse_webp(data)
         if data.startswith(b"BM"):
             if struct.unpack("<I", data[14:18])[0] == 12:  # the header of OS/2
-                return _Header("BMP", *struct.unpack("<HH", data[18:22]))
+                width, height = struct.unpack("<HH", data[18:22])
+                return _Header("BMP", width, height)
             width, height = struct.unpack("<ii", data[18:26])
             return _Header("BMP", width, abs(height))  # a negative height means rows from top to bottom
         if data[:4] in (b"II*\0", b"MM\0*"):
@@ -315,14 +312,14 @@ def _parse_webp(data: bytes) -> _Header:
         return _Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind != b"VP8X":
         return _Header("WebP", 0, 0)
-    size = [int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27)]
+    width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     orientation, at = 1, 12
     while at + 8 <= len(data):
         length = struct.unpack("<I", data[at + 4 : at + 8])[0]
         if data[at : at + 4] == b"EXIF":
             orientation = _read_tags(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")).get(0x0112, 1)
         at += 8 + length + length % 2
-    return _Header("WebP", *size, orientation)
+    return _Header("WebP", width, height, orientation)
 
 
 def _read_tags(tiff: bytes) -> dict[int, int]:
@@ -334,10 +331,10 @@ def _read_tags(tiff: bytes) -> dict[int, int]:
             start = struct.unpack(order + "I", tiff[4:8])[0]
             for at in range(start + 2, start + 2 + 12 * struct.unpack(order + "H", tiff[start : start + 2])[0], 12):
                 tag, kind, count = struct.unpack(order + "HHI", tiff[at : at + 8])
-                if count == 1 and kind in (3, 4):
-                    tags[tag] = struct.unpack(
-                        order + ("H" if kind == 3 else "I"), tiff[at + 8 : at + (10, 12)[kind - 3]]
-                    )[0]
+                if count == 1 and kind == 3:
+                    tags[tag] = struct.unpack(order + "H", tiff[at + 8 : at + 10])[0]
+                elif count == 1 and kind == 4:
+                    tags[tag] = struct.unpack(order + "I", tiff[at + 8 : at + 12])[0]
     except struct.error:
         pass  # what came before the damage counts
     return tags
@@ -351,8 +348,8 @@ _CHATTER = re.compile(
 )
 
 
-def _decode(data: bytes, header: _Header) -> tuple[npt.NDArray[np.generic] | None, str]:
-    """Decode as the file has it (BGR, any depth, not turned); None if that fails; with the decoder's complaint, if any."""
+def _decode(data: bytes, header: _Header) -> tuple[npt.NDArray[Any] | None, str]:
+    """Decode as the file has it: BGR, any depth, not turned; None if that fails. And what the decoder said, if any."""
     complaint = ""
     if header.kind == "JPEG" and b"\xff\xd9" not in data[-1024:]:  # some cameras append a few bytes of their own
         complaint = "it ends too early"
@@ -391,19 +388,18 @@ def _captured_stderr() -> Iterator[list[str]]:
                 for line in file.read().decode(errors="replace").splitlines():
                     if _CHATTER.match(line):
                         lines.append(line)
-                    else:
+                    elif line:
                         os.write(2, f"{line}\n".encode())
 
 
-def _to_rgb(pixels: npt.NDArray[np.generic]) -> Array:
+def _to_rgb(pixels: npt.NDArray[Any]) -> Array:
     if pixels.dtype == np.uint16:  # 65535 / 255 = 257: the nearest of 256 levels
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.uint16)
         pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     code = cv2.COLOR_BGR2RGB if pixels.ndim == 3 and pixels.shape[2] == 3 else cv2.COLOR_GRAY2RGB
-    rgb: Array = cv2.cvtColor(pixels, code)
-    return rgb
+    return cv2.cvtColor(pixels, code).astype(np.uint8, copy=False)
 
 
 def _turn(image: Array, orientation: int) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,10 @@ class Crop:
             raise UsageError(f"a crop's zoom must be above 0 and at most 10, got {self.zoom!r}")
 
     def template(self) -> npt.NDArray[np.float32]:
-        """Where the five points belong, (5, 2) float32 in crop pixels: p of the 112 template -> ((p-56)*zoom+56)*size/112."""
+        """Where the five points belong in this crop, (5, 2) float32 in crop pixels.
+
+        A point p of :data:`TEMPLATE_112` is at ``((p - 56) * zoom + 56) * size / 112``.
+        """
         return (((TEMPLATE_112.astype(np.float64) - 56) * self.zoom + 56) * (self.size / 112)).astype(np.float32)
 
     def matrix(self, landmarks: Points) -> Matrix:
@@ -100,7 +104,7 @@ def align(image: Array, landmarks: Points, crop: Crop) -> Array:
     """
     check_image(image, "the photo")
     matrix = crop.matrix(landmarks)
-    box = _bounds(cv2.invertAffineTransform(matrix), crop.size, crop.size, image)
+    box = _bounds(_inverse(matrix), crop.size, crop.size, image)
     if box is None:
         raise InputError(
             f"the landmarks put the face wholly outside the photo of {image.shape[1]}x{image.shape[0]} pixels"
@@ -117,7 +121,7 @@ def paste_back(
     photo: Array,
     face: Array,
     occlusion: npt.NDArray[np.uint8] | npt.NDArray[np.floating],
-    matrix: npt.NDArray[np.floating],
+    matrix: npt.NDArray[Any],
     *,
     feather: float = 2.0,
 ) -> Array:
@@ -150,7 +154,7 @@ def paste_back(
         raise UsageError(f"the feather must be 0 or more crop pixels, got {feather!r}")
 
     result = photo.copy()
-    inverse = cv2.invertAffineTransform(matrix)
+    inverse = _inverse(matrix)
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     if rows.size == 0:
         return result
@@ -167,7 +171,7 @@ def paste_back(
     blend = _warp(_feathered(alpha, feather), back, size, cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
     fill = _warp(face, back, size, cv2.BORDER_REPLICATE)
     window = np.ascontiguousarray(result[top:bottom, left:right])
-    result[top:bottom, left:right] = composite_uint8(window, fill, blend * occluded)
+    result[top:bottom, left:right] = composite_uint8(window, fill, np.where(occluded, blend, 0).astype(np.uint8))
     return result
 
 
@@ -175,24 +179,24 @@ def _check_landmarks(landmarks: Points) -> npt.NDArray[np.float64]:
     points = np.asarray(landmarks)
     if points.shape != (5, 2) or points.dtype.kind not in "fiu":
         raise InputError(f"landmarks must be an array (5, 2) of numbers, got {points.dtype} {points.shape}")
-    points = points.astype(np.float64)
-    if not (np.abs(points) < 1e6).all():
+    checked: npt.NDArray[np.float64] = points.astype(np.float64)
+    if not (np.abs(checked) < 1e6).all():
         raise InputError("landmarks must be finite photo pixels, got NaN or values of a million and more")
-    return points
+    return checked
 
 
-def _check_matrix(matrix: npt.NDArray[np.floating]) -> Matrix:
+def _check_matrix(matrix: npt.NDArray[Any]) -> Matrix:
     given = np.asarray(matrix)
     if given.shape != (2, 3) or given.dtype.kind not in "fiu":
         raise InputError(f"a matrix must be an array (2, 3) of numbers, got {given.dtype} {given.shape}")
-    given = given.astype(np.float64)
-    determinant = given[0, 0] * given[1, 1] - given[0, 1] * given[1, 0]
-    if not (np.abs(given) < 1e12).all() or not 1e-12 < abs(determinant) < 1e12:
+    checked: Matrix = given.astype(np.float64)
+    determinant = checked[0, 0] * checked[1, 1] - checked[0, 1] * checked[1, 0]
+    if not (np.abs(checked) < 1e12).all() or not 1e-12 < abs(determinant) < 1e12:
         raise InputError("a matrix must be finite and invertible, got one that is not")
-    return given
+    return checked
 
 
-def _check_occlusion(occlusion: npt.NDArray[np.generic], face: Array) -> Array:
+def _check_occlusion(occlusion: npt.NDArray[Any], face: Array) -> Array:
     """The occlusion as uint8 0..255, checked against the face."""
     if face.shape[0] != face.shape[1] or face.shape[0] > _MAX_SIZE:
         raise InputError(f"the face must be square, of at most {_MAX_SIZE} pixels, got {face.shape[1]}x{face.shape[0]}")
@@ -204,10 +208,15 @@ def _check_occlusion(occlusion: npt.NDArray[np.generic], face: Array) -> Array:
     if occlusion.dtype.kind != "f":
         raise InputError(f"the occlusion must be uint8 0..255 or float 0..1, got {occlusion.dtype}")
     if not ((occlusion >= 0) & (occlusion <= 1)).all():
-        raise InputError(
-            f"the occlusion must be finite and within [0, 1], got values from {occlusion.min():g} to {occlusion.max():g}"
-        )
+        low, high = float(occlusion.min()), float(occlusion.max())
+        raise InputError(f"the occlusion must be finite and within [0, 1], got values from {low:g} to {high:g}")
     return np.rint(occlusion.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    linear = np.linalg.inv(matrix[:, :2])
+    inverse: Matrix = np.column_stack([linear, -linear @ matrix[:, 2]]).astype(np.float64)
+    return inverse
 
 
 def _moved(matrix: Matrix, origin: tuple[int, int]) -> Matrix:
@@ -235,16 +244,16 @@ def _warp(
     OpenCV interpolates between neighbours however much it shrinks, which aliases; so whole blocks of source pixels are
     averaged first, until one pixel of what remains is about one of the target.
     """
+    source: npt.NDArray[Any] = image
     block = round(1 / max(math.hypot(matrix[0, 0], matrix[1, 0]), 1e-6))
     if block > 1:
         height, width = image.shape[:2]
         small = (max(1, round(width / block)), max(1, round(height / block)))
-        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        source = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         stretch = np.array([width / small[0], height / small[1]])
         # Centres of pixels: x = (x_small + 1/2) * stretch - 1/2.
         matrix = np.column_stack([matrix[:, :2] * stretch, matrix[:, 2] + matrix[:, :2] @ (stretch / 2 - 0.5)])
-    warped: Array = cv2.warpAffine(image, matrix, size, flags=interpolation, borderMode=border)
-    return warped
+    return cv2.warpAffine(source, matrix, size, flags=interpolation, borderMode=border).astype(np.uint8, copy=False)
 
 
 def _feathered(alpha: Array, feather: float) -> Array:
@@ -253,4 +262,5 @@ def _feathered(alpha: Array, feather: float) -> Array:
         return alpha
     # Beyond the crop nothing is known to be occluded: a border of zeros makes the crop's rim an edge too.
     inside = cv2.distanceTransform(np.pad((alpha > 0).astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
-    return np.rint(alpha * np.clip((inside - 1) / feather, 0, 1)).astype(np.uint8)
+    faded: Array = np.rint(alpha * np.clip((inside - 1) / feather, 0, 1)).astype(np.uint8)
+    return faded

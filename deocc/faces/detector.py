@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +17,14 @@ from deocc.errors import UsageError
 from deocc.images import check_image
 
 Array = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.float64]  # what the network returns: box (4), landmarks (10), score (1)
 
 _MODEL = "models/face_detection_yunet_2026may.onnx"
 _SMALL = 320  # longer side of the small copy, in pixels
-_MOST_ENLARGED = 2.0
+_SETTLING = (224, 288)  # longer side of the copies in which a found face is looked at again
+_MOST_ENLARGED = 4.0
 _MARGIN = 16
+_SAME = 0.5  # boxes that share more than this of the smaller one show the same face
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,53 +85,89 @@ class Detector:
         longer = max(image.shape[:2])
         # YuNet knows faces of 10 to 300 pixels: one look at a small copy for those that fill the photo, where it would
         # see parts of a face as faces, and one at a large copy for the small ones.
-        rows = self._look(image, min(_SMALL / longer, _MOST_ENLARGED))
+        rows = self._look(image, _SMALL)
         if longer > _SMALL:
-            rows = np.concatenate([rows, self._look(image, min(self.max_size / longer, 1.0))])
-        faces = [Face(box=row[:4], landmarks=row[4:14].reshape(5, 2), score=float(row[14])) for row in _distinct(rows)]
+            rows = np.concatenate([rows, self._look(image, min(self.max_size, longer))])
+        faces = [
+            Face(row[:4].astype(np.float32), row[4:14].reshape(5, 2).astype(np.float32), float(row[14]))
+            for row in (self._settle(image, row) for row in _distinct(rows))
+        ]
         return sorted(faces, key=lambda face: -float(face.box[2] * face.box[3]))
 
-    def _look(self, image: Array, scale: float) -> npt.NDArray[np.float32]:
-        """What the network finds in a copy scaled by ``scale``: rows of box, landmarks, score in photo pixels."""
+    def _settle(self, image: Array, row: Rows) -> Rows:
+        """Look at one face again, at several sizes and mirrored, and take the mean of where its points seem to be.
+
+        The points of a single look are off by 8 % of the distance between the eyes; half of that is chance.
+        """
+        side = 2 * float(row[2:4].max())
+        low = np.clip(np.floor(row[:2] + row[2:4] / 2 - side / 2), 0, None).astype(int)
+        high = np.ceil(row[:2] + row[2:4] / 2 + side / 2).astype(int)
+        part = image[low[1] : high[1], low[0] : high[0]]
+        if part.size == 0:  # a face said to lie wholly beyond the border
+            return row
+        width = part.shape[1]
+        looks = []
+        for size in _SETTLING:
+            looks.append(self._look(part, size))
+            mirrored = self._look(part[:, ::-1], size)
+            mirrored[:, 0] = width - 1 - mirrored[:, 0] - mirrored[:, 2]
+            points = mirrored[:, 4:14].reshape(-1, 5, 2)[:, [1, 0, 2, 4, 3]]
+            points[..., 0] = width - 1 - points[..., 0]
+            mirrored[:, 4:14] = points.reshape(-1, 10)
+            looks.append(mirrored)
+        rows = np.concatenate(looks)
+        rows[:, :14] += np.tile(low, 7)
+        rows[:, 2:4] -= low
+        same = rows[_overlap(row, rows) > _SAME]
+        return np.append(same[:, :14].mean(axis=0), row[14]) if len(same) else row
+
+    def _look(self, image: Array, longer: int) -> Rows:
+        """What the network finds in a copy whose longer side is ``longer`` pixels, at most four times the image's."""
         height, width = image.shape[:2]
+        scale = min(longer / max(height, width), _MOST_ENLARGED)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if size != (width, height):
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         # A face that the photo's border cuts has its centre beyond it, where the network would not look.
         margin = max(_MARGIN, max(size) // 8)
-        padded = cv2.copyMakeBorder(image[..., ::-1], margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+        copy = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        padded = cv2.copyMakeBorder(copy[..., ::-1], margin, margin, margin, margin, cv2.BORDER_REPLICATE)
         with self._lock, _quiet_opencv():
             if self._network is None:
                 self._network = _load(self.score)
             self._network.setInputSize((padded.shape[1], padded.shape[0]))
-            found = self._network.detect(padded)[1]
+            found: Any = self._network.detect(padded)[1]  # None where there is no face, whatever OpenCV's stubs say
         if found is None:
-            return np.empty((0, 15), np.float32)
-        rows = found.astype(np.float64)
+            return np.empty((0, 15))
+        rows: Rows = found.astype(np.float64)
+        rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 2:4] > 0).all(axis=1)]
         stretch = np.array([width / size[0], height / size[1]])
         # Centres of pixels: x = (x_small + 1/2) * stretch - 1/2.
-        points = (rows[:, 4:14].reshape(-1, 5, 2) - margin + 0.5) * stretch - 0.5
-        corners = (rows[:, :2] - margin + 0.5) * stretch - 0.5
-        return np.hstack([corners, rows[:, 2:4] * stretch, points.reshape(-1, 10), rows[:, 14:]]).astype(np.float32)
+        rows[:, :2] = (rows[:, :2] - margin + 0.5) * stretch - 0.5
+        rows[:, 2:4] *= stretch
+        rows[:, 4:14] = ((rows[:, 4:14].reshape(-1, 5, 2) - margin + 0.5) * stretch - 0.5).reshape(-1, 10)
+        return rows
 
 
 def _load(score: float) -> cv2.FaceDetectorYN:
     model = np.frombuffer(files("deocc.faces").joinpath(_MODEL).read_bytes(), np.uint8)
-    return cv2.FaceDetectorYN.create("onnx", model, np.empty(0, np.uint8), (320, 320), score, 0.3, 5000)
+    # An overlap of 1 keeps every box: which ones show the same face is decided here, over all looks.
+    return cv2.FaceDetectorYN.create("onnx", model, np.empty(0, np.uint8), (_SMALL, _SMALL), score, 1.0, 5000)
 
 
-def _distinct(rows: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-    """Of rows that show the same face, the surest: boxes that share most of the smaller one show the same face."""
-    kept: list[npt.NDArray[np.float32]] = []
-    for row in rows[np.argsort(-rows[:, 14], kind="stable")]:
-        if np.isfinite(row).all() and row[2] > 0 and row[3] > 0 and all(_shared(row, other) <= 0.5 for other in kept):
-            kept.append(row)
+def _distinct(rows: Rows) -> list[Rows]:
+    """Of the rows that show the same face, the surest."""
+    rows = rows[np.argsort(-rows[:, 14], kind="stable")]
+    kept = []
+    while len(rows):
+        kept.append(rows[0])
+        rows = rows[1:][_overlap(rows[0], rows[1:]) <= _SAME]
     return kept
 
 
-def _shared(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    overlap = np.minimum(one[:2] + one[2:4], other[:2] + other[2:4]) - np.maximum(one[:2], other[:2])
-    return float(overlap.clip(min=0).prod() / min(one[2:4].prod(), other[2:4].prod()))
+def _overlap(row: Rows, others: Rows) -> Rows:
+    """How much of the smaller of two boxes lies in the other, for each of ``others``: a part of a face is no face."""
+    shared = np.minimum(row[:2] + row[2:4], others[:, :2] + others[:, 2:4]) - np.maximum(row[:2], others[:, :2])
+    overlap: Rows = shared.clip(min=0).prod(axis=1) / np.minimum(row[2:4].prod(), others[:, 2:4].prod(axis=1))
+    return overlap
 
 
 @contextmanager
