@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["BatchStream", "loader", "seed_everything"]
+
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl(2): the signal that this process gets when its parent dies."""
 
 
 class BatchStream:
@@ -52,16 +60,18 @@ class BatchStream:
 
 
 def loader(dataset: Dataset[Any], batches: Any, *, workers: int, device: torch.device) -> DataLoader[Any]:
-    """A data loader over lists of indices that leaves the process's random generators alone."""
+    """A data loader over lists of indices that leaves the process's random generators alone.
+
+    It is meant to be iterated once: its workers live as long as that.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         # Without one of its own, every iterator would draw a number from torch's global generator.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=partial(_start_worker, parent=os.getpid()) if workers else None,
     )
 
 
@@ -78,7 +88,12 @@ def _words(*what: int | str) -> list[int]:
     return [int.from_bytes(digest[at : at + 4], "little") for at in range(0, len(digest), 4)]
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(worker: int, *, parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # torch's workers watch their parent, but one whose parent was killed before the watch began would wait for ever.
+    if os.getppid() != parent:
+        os._exit(1)
     # A forked child has inherited OpenCV's thread pool without its threads. 0 means "no threads, leave the pool alone"
     # (1 would join the pool's threads, which do not exist here, and hang).
     cv2 = sys.modules.get("cv2")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ class TinyConfig:
     width: int = 4
     rate: float = 0.01
     poison: int = -1
+    plain: bool = False
     training: Training = field(
         default_factory=lambda: Training(
             steps=12, batch=4, log_every=2, evaluate_every=4, evaluate_images=6, checkpoint_every=3
@@ -26,13 +27,13 @@ class TinyConfig:
 
 
 class Pixels(Dataset[Any]):
-    """Noise that depends on the index alone; ``faces`` is how many there are."""
+    """Noise that depends on the index alone; of the faces only the number counts."""
 
-    def __init__(self, faces: int, seed: int) -> None:
-        self.faces, self.seed = faces, seed
+    def __init__(self, faces: Sized, seed: int) -> None:
+        self.length, self.seed = len(faces), seed
 
     def __len__(self) -> int:
-        return self.faces
+        return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
@@ -48,8 +49,8 @@ class TinyTask(Task):
         super().__init__(config)
         self.network = nn.Sequential(
             nn.Conv2d(3, config.width, 3, padding=1),
-            nn.BatchNorm2d(config.width),
-            nn.Dropout(0.2),
+            nn.Identity() if config.plain else nn.BatchNorm2d(config.width),
+            nn.Dropout(0.0 if config.plain else 0.2),
             nn.Conv2d(config.width, 3, 1),
         ).to(memory_format=torch.channels_last)
         self.average = nn.Conv2d(3, 3, 1).requires_grad_(False)
@@ -73,7 +74,7 @@ class TinyTask(Task):
         image = batch["image"]
         self.seen += batch["index"].tolist()
         with engine.autocast():
-            made = self.network(image + 0.1 * torch.randn_like(image))
+            made = self.network(image + (0 if self.config.plain else 0.1) * torch.randn_like(image))
             loss = (made.float() - 0.5 * image).square().mean()
         if index == self.config.poison:
             loss = loss * float("nan")
@@ -100,6 +101,17 @@ class SecondTask(TinyTask):
 
     def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.network.load_state_dict(dict(exports["restorer"]))
+
+
+def settings(**training: Any) -> TinyConfig:
+    """The configuration with fields of its Training changed."""
+    return TinyConfig(training=replace(TinyConfig().training, **training))
+
+
+def build(config: TinyConfig | None = None) -> TinyTask:
+    """A task whose weights follow from a fixed seed."""
+    torch.manual_seed(1)
+    return TinyTask(config or TinyConfig())
 
 
 METHOD = Method(
