@@ -6,6 +6,7 @@ so that ``deocc --help`` does not wait for torch.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
@@ -332,12 +333,12 @@ class NewPlugin(Verb):
 
     Attributes:
         name: Name of the method: lower-case letters, digits and hyphens.
-        part: What the method offers.
+        part: What the method offers; task is a restorer that learns, with the stage that trains it.
         out: Folder in which to make the plugin's folder.
     """
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
-    part: Literal["restorer", "occluder", "recognizer"] = "restorer"
+    part: Literal["restorer", "occluder", "recognizer", "task"] = "restorer"
     out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path()
 
     def run(self) -> int:
@@ -361,13 +362,13 @@ class Check(Verb):
 
     def run(self) -> int:
         """Check it."""
-        from deocc.plugins import get
-        from deocc.testing.method_checks import method_checks
+        from deocc.testing import run_checks
 
-        get(self.name)
-        failed = 0
-        for check in method_checks(self.name):
-            print(check)
+        passed, failed = 0, 0
+        for name, well, sentence in run_checks(self.name):
+            print(f"{'ok  ' if well else 'FAIL'}  {name}{'' if well else f': {sentence}'}", flush=True)
+            passed, failed = passed + well, failed + (not well)
+        print(f"{self.name}: {passed} passed, {failed} failed")
         return 1 if failed else 0
 
 
@@ -433,7 +434,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"deocc {deocc.__version__}")
         return 0
     command: Any = tyro.cli(
-        Command,  # type: ignore[arg-type]  # a union of annotated types
+        Command,
         prog="deocc",
         args=arguments,
         description="Restore occluded faces, and measure whether that helped. Restored pixels are invented.",
@@ -472,18 +473,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _source(kind: str, root: Path, split: str | None) -> Any:
     """The reader of a data set, by its name on the command line."""
-    from deocc import data
     from deocc.config import did_you_mean
+    from deocc.data import READERS
 
-    readers = data.READERS
-    if kind not in readers:
-        raise UsageError(f"there is no kind of data set {kind!r}; {did_you_mean(kind, readers)}")
+    if kind not in READERS:
+        raise UsageError(
+            f"there is no kind of data set {kind!r}; {did_you_mean(kind, READERS)} (kinds: {', '.join(READERS)})"
+        )
+    reader = READERS[kind]
     if split is None:
-        return readers[kind](root)
-    try:
-        return readers[kind](root, split=split)
-    except TypeError as error:
-        raise UsageError(f"a data set of kind {kind} has no splits, got --split {split}") from error
+        return reader(root)
+    if "split" not in inspect.signature(reader).parameters:
+        raise UsageError(f"a data set of kind {kind!r} has no parts, got --split {split}")
+    return reader(root, split=split)
 
 
 def _state(method: Any) -> str:

@@ -164,7 +164,7 @@ def _show(path: Path, kind: str, seed: int, restorer: Restorer, recognizer: Reco
 
     view = Crop(SHOWN, restorer.crop_zoom)
     pictures = [align(image, face.landmarks, view) for image in (photo, made.image, result.photo)]
-    occlusion = cv2.resize(face.occlusion, (SHOWN, SHOWN), interpolation=cv2.INTER_LINEAR)
+    occlusion = cv2.resize(face.occlusion, (SHOWN, SHOWN)).astype(np.uint8, copy=False)
     return Shown(
         name=path.stem,
         kind=kind,

@@ -206,7 +206,7 @@ def unmask(
     if occlusion is None and not restorer.finds_occlusion:
         raise UsageError(f"method {method!r} cannot find the occlusion itself; give it one with --occlusion")
     report_file = out / "report.html"
-    pages = _Pages(report_file, overwrite) if report else None
+    pages = _Pages(report_file, given=occlusion is not None, overwrite=overwrite) if report else None
     detector = Detector()
     items, failures = find(paths, out)
 
@@ -353,7 +353,6 @@ def _version_of(method: str) -> str:
 
 def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
     """Everything known about the faces of a photo, numbered from the largest."""
-    import cv2
     import numpy as np
 
     from deocc.images import write_image
@@ -366,7 +365,7 @@ def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
         for name, values in face.extras.items():
             shown = values[0] if values.shape[0] == 1 else values.transpose(1, 2, 0)
             if values.shape[0] in (1, 3) and values.min() >= 0 and values.max() <= 1:
-                picture = cv2.convertScaleAbs(np.ascontiguousarray(shown), alpha=255)
+                picture = (shown * 255).round().astype(np.uint8)
                 write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
             else:  # no picture: a field, say
                 with atomic_write(folder / f"{number}-{name}.npy") as file:
@@ -381,10 +380,11 @@ class _Pages:
 
     shown = 100
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, given: bool, overwrite: bool) -> None:
         if path.exists() and not overwrite and not (path.parent / "deocc-unmask.jsonl").exists():
             raise InputError(f"{path} is there already and is not of this job; --overwrite replaces it")
         self.path = path
+        self.occlusion = "given occlusion" if given else "found occlusion"
         self.photos = 0
         self.rows: list[Any] = []
 
@@ -401,7 +401,7 @@ class _Pages:
         for face in () if result is None else result.faces[:8]:
             pictures += [
                 Picture("face", face.before),
-                Picture("found occlusion", face.occlusion, lossless=True),
+                Picture(self.occlusion, face.occlusion, lossless=True),
                 Picture("restored", face.after),
             ]
         text = "done by an earlier run" if result is None else f"faces: {len(result.faces)}"
@@ -424,12 +424,13 @@ class _Pages:
 
 def _small(picture: NDArray[np.uint8], side: int = 416) -> NDArray[np.uint8]:
     import cv2
+    import numpy as np
 
     scale = side / max(picture.shape[:2])
     if scale >= 1:
         return picture
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 class _Journal:

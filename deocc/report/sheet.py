@@ -99,7 +99,8 @@ def _fit(picture: NDArray[np.uint8], cell: int) -> NDArray[np.uint8]:
     scale = cell / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     if scale != 1:
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        picture = cv2.resize(picture, size, interpolation=how).astype(np.uint8, copy=False)
     ground = np.full((cell, cell, 3), 244, dtype=np.uint8)
     y, x = (cell - size[1]) // 2, (cell - size[0]) // 2
     ground[y : y + size[1], x : x + size[0]] = picture
