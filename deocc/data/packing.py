@@ -21,7 +21,10 @@ import pickle
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -39,6 +42,10 @@ __all__ = ["PackReport", "pack"]
 
 CHUNK = 256
 """Faces between two lines of the journal: what a killed run has to do again."""
+
+
+_Result = tuple[npt.NDArray[np.uint8] | None, dict[str, Any]]
+"""An aligned face, or None, and what the journal says about it."""
 
 
 class FindsFaces(Protocol):
@@ -101,8 +108,8 @@ def pack(
 
     Raises:
         UsageError: ``limit`` or ``workers`` is out of range.
-        InputError: ``out`` holds another source or something else, another process is packing it, the disk is full, or
-            no image of the source has a face.
+        InputError: ``out`` holds another source or something else, another process is packing it, the disk is full, a
+            worker died, or no image of the source has a face.
     """
     started = time.perf_counter()
     if limit is not None and limit < 1:
@@ -264,7 +271,7 @@ class _Aligner:
     def __init__(self, crop: Crop, detector: FindsFaces | None) -> None:
         self.crop, self.detector = crop, detector
 
-    def __call__(self, sample: Sample) -> tuple[npt.NDArray[np.uint8] | None, dict[str, Any]]:
+    def __call__(self, sample: Sample) -> _Result:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
@@ -314,13 +321,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(sample: Sample) -> tuple[npt.NDArray[np.uint8] | None, dict[str, Any]]:
+def _work(samples: Sequence[Sample]) -> list[_Result]:
     assert _aligner is not None
-    return _aligner(sample)
+    return [_aligner(sample) for sample in samples]
 
 
 @contextlib.contextmanager
-def _mapped(aligner: _Aligner, samples: Iterable[Sample], workers: int) -> Iterator[Iterator[Any]]:
+def _mapped(aligner: _Aligner, samples: Iterator[Sample], workers: int) -> Iterator[Iterator[_Result]]:
     """The results for ``samples``, in order, from this process or from ``workers`` others."""
     if not workers:
         yield map(aligner, samples)
@@ -329,9 +336,26 @@ def _mapped(aligner: _Aligner, samples: Iterable[Sample], workers: int) -> Itera
         pickle.dumps(aligner)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise UsageError(f"this detector cannot be sent to other processes, use workers=0 ({error})") from error
-    # Not fork: OpenCV and torch have threads by now.
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (aligner,)) as pool:
-        yield pool.imap(_work, samples, chunksize=16)
+    # Not fork: OpenCV and torch have threads by now. Not Pool: it waits for ever for a worker that was killed.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (aligner,))
+    try:
+        yield _ordered(executor, samples, 2 * workers)
+    except BrokenProcessPool as error:
+        raise InputError("a worker process died (was memory short?); what is packed is kept: pack again") from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _ordered(executor: ProcessPoolExecutor, samples: Iterator[Sample], ahead: int) -> Iterator[_Result]:
+    """Results in order, with ``ahead`` batches under way: a data set may be larger than memory."""
+    waiting: deque[Future[list[_Result]]] = deque()
+    while batch := list(itertools.islice(samples, 16)):
+        waiting.append(executor.submit(_work, batch))
+        if len(waiting) > ahead:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
 
 
 def _already(out: Path, begun: Mapping[str, Any], started: float) -> PackReport:

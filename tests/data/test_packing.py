@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -274,6 +275,30 @@ def test_workers_do_not_outlive_a_killed_run(root: Path, tmp_path: Path) -> None
     run = subprocess.run(command, check=False, stdout=subprocess.PIPE, timeout=60, env=environment)
     assert run.returncode == -signal.SIGKILL
     assert len(run.stdout.split()) == 2
+
+
+DEADLY = """
+import os, pathlib, signal
+
+class Detector:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def detect(self, image):
+        pathlib.Path(self.mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_wait(root: Path, tmp_path: Path, monkeypatch) -> None:
+    (root / "landmarks.npz").unlink()
+    (tmp_path / "deadly_detector.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(tmp_path)
+    detector = importlib.import_module("deadly_detector").Detector(str(tmp_path / "mark"))
+    with pytest.raises(InputError, match="a worker process died"):
+        pack(IdentityFolder(root), tmp_path / "out", crop=CROP, detector=detector, workers=1)
+    assert (tmp_path / "mark").exists()
+    assert pack(IdentityFolder(root), tmp_path / "out", crop=CROP, detector=OneFace()).faces == 19
 
 
 def test_killed_again_and_again(root: Path, tmp_path: Path) -> None:
