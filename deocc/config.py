@@ -88,19 +88,13 @@ def from_toml(cls: type[T], source: Path | str) -> T:
         UsageError: an unknown key, or a value of the wrong type.
     """
     if isinstance(source, str):
-        name, text = "", source
-    else:
-        name = str(source)
-        try:
-            text = source.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InputError(f"{name}: a TOML file was wanted, but it cannot be read: {reason}") from error
+        return _from_text(cls, source, "")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name or 'the text'} is not TOML: {error}") from error
-    return from_dict(cls, values, source=name)
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{source}: a TOML file was wanted, but it cannot be read: {reason}") from error
+    return _from_text(cls, text, str(source))
 
 
 def to_toml(config: Any) -> str:
@@ -157,7 +151,15 @@ def recipe(method: HasConfig, name_or_path: str | Path | None = None) -> Any:
             " (a file is given as a path that ends in .toml)"
         )
     text = _recipe_folder(method).joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
-    return from_toml(cls, text)
+    return _from_text(cls, text, f"recipe {name_or_path!r} of method {method.name!r}")
+
+
+def _from_text(cls: type[T], text: str, source: str) -> T:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source or 'the text'} is not TOML: {error}") from error
+    return from_dict(cls, values, source=source)
 
 
 def _recipe_folder(method: HasConfig) -> Any:
