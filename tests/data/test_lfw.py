@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deocc.data import LFW, Pair, read_pairs
 from deocc.errors import InputError, UsageError
@@ -119,3 +121,14 @@ def test_all_real_pairs_are_there(shared) -> None:
     assert len(source) == 13233
     assert len(source.pairs()) == 6000
     assert all(sample.landmarks is not None for sample in source)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.one_of(st.text(max_size=4), st.integers(0, 3).map(str)), max_size=5), max_size=5))
+def test_any_text_is_pairs_or_one_sentence(tmp_path: Path, rows: list[list[str]]) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text("\n".join("\t".join(row) for row in rows), encoding="utf-8", errors="replace")
+    try:
+        assert read_pairs(path)
+    except InputError as error:
+        assert str(path) in str(error)
