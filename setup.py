@@ -130,11 +130,9 @@ class BuildExtension(build_ext):
         if "nvcc" in PLAN.programs:
             definitions |= {"CMAKE_CUDA_COMPILER": PLAN.programs["nvcc"]}
         cmake, jobs = PLAN.programs["cmake"], os.environ.get("MAX_JOBS")
+        options = [f"-D{key}={value}" for key, value in definitions.items()]
         try:
-            subprocess.run(
-                [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *(f"-D{key}={definitions[key]}" for key in definitions)],
-                check=True,
-            )
+            subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *options], check=True)
             subprocess.run([cmake, "--build", build, *(["--parallel", jobs] if jobs else [])], check=True)
         except subprocess.CalledProcessError as error:
             sys.exit(f"building deocc._C failed ({error}); DEOCC_BUILD=none installs deocc without it, slower")

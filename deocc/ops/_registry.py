@@ -117,7 +117,6 @@ class Operator:
             return "this torch is built without CUDA"
         return self._without_kernel("cuda") or ("" if torch.cuda.is_available() else "torch finds no CUDA device")
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def uses_reference(self, device: str) -> bool:
         """Whether the reference has to compute on this kind of device (``tensor.device.type``).
 
@@ -149,6 +148,11 @@ class Operator:
                 stacklevel=3,
             )
         return True
+
+
+# torch.compile takes the answer as a constant. This is what torch.compiler.assume_constant_result does, which would
+# import the whole compiler here and now.
+Operator.uses_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _backend(reason: str) -> Backend:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deocc.errors import InputError
 from deocc.ops._registry import Operator, compiled
 from deocc.ops.reference import composite as reference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _OPERATOR = Operator("composite")
 _UINT8 = Operator("composite_uint8", gpu=None, arrays=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def composite(image: Tensor, fill: Tensor, occlusion: Tensor) -> Tensor:
@@ -21,7 +23,9 @@ def composite(image: Tensor, fill: Tensor, occlusion: Tensor) -> Tensor:
     Returns:
         (N, C, H, W). Its derivatives are those of the formula at every occlusion, 0 and 1 included.
     """
-    return _Composite.apply(image, fill, occlusion)  # type: ignore[no-any-return, no-untyped-call]
+    wide = torch.promote_types(image.dtype, torch.float32)  # half precision is computed in float32 and rounded once
+    blend: Tensor = _Composite.apply(image.to(wide), fill.to(wide), occlusion.to(wide))  # type: ignore[no-untyped-call]
+    return blend.to(image.dtype)
 
 
 def composite_backward(
@@ -31,11 +35,10 @@ def composite_backward(
 
     Made of differentiable operations, so that second and higher derivatives follow from it.
     """
-    return (
-        (1 - occlusion) * gradient,
-        occlusion * gradient,
-        (gradient * (fill - image)).sum(dim=1, keepdim=True),
-    )
+    dtype, wide = image.dtype, torch.promote_types(image.dtype, torch.float32)
+    gradient, image, fill, occlusion = gradient.to(wide), image.to(wide), fill.to(wide), occlusion.to(wide)
+    by_occlusion = (gradient * (fill - image)).sum(dim=1, keepdim=True)
+    return ((1 - occlusion) * gradient).to(dtype), (occlusion * gradient).to(dtype), by_occlusion.to(dtype)
 
 
 class _Composite(torch.autograd.Function):

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import deocc.ops._registry as registry
+from deocc.errors import MissingDependency, UsageError
+from deocc.ops import backends, composite
+
+INPUTS = (torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2))
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DEOCC_STRICT", "DEOCC_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(registry.Operator, "_without_kernel", lambda self, device: "it is a test")
+    monkeypatch.setattr(registry, "_WARNED", set())
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_without_a_kernel_the_reference_computes_and_one_warning_says_why() -> None:
+    with pytest.warns(RuntimeWarning, match=r"composite computes on cpu .* reference: it is a test"):
+        assert torch.equal(composite(*INPUTS), INPUTS[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        composite(*INPUTS)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_strict_forbids_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEOCC_STRICT", "1")
+    with pytest.raises(MissingDependency, match=r"composite has no kernel for cpu here \(it is a test\)"):
+        composite(*INPUTS)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_without_a_kernel_compile_still_gives_one_graph() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compiler.reset()
+        result = torch.compile(composite, fullgraph=True, backend="aot_eager")(*INPUTS)
+        torch.compiler.reset()
+    assert torch.equal(result, INPUTS[1])
+
+
+def test_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEOCC_BACKEND", "cpu")
+    with pytest.raises(UsageError, match="must be 'reference' or unset, got 'cpu'"):
+        composite(*INPUTS)
+    monkeypatch.setenv("DEOCC_BACKEND", "reference")
+    monkeypatch.setenv("DEOCC_STRICT", "1")
+    with pytest.raises(UsageError, match="contradict each other"):
+        composite(*INPUTS)
+
+
+def test_backends() -> None:
+    assert list(backends()) == ["composite", "composite_uint8"]
+    for states in backends().values():
+        assert states["reference"].available
+        assert all(state.available != bool(state.reason) for state in states.values())
+    with pytest.raises(UsageError, match="there is no operator 'composit'; there are composite,"):
+        backends("composit")
+
+
+def test_importing_brings_torch_and_nothing_else() -> None:
+    program = (
+        "import sys, torch; before = set(sys.modules); import deocc.ops; "
+        "print(*sorted({name.split('.')[0] if not name.startswith('deocc') else '.'.join(name.split('.')[:2]) "
+        "for name in set(sys.modules) - before}))"
+    )
+    new = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert set(new) <= {"deocc", "deocc.ops", "deocc.errors", "deocc._C"}
