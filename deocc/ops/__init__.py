@@ -12,7 +12,7 @@ Two environment variables, read at every call:
 A graph made by ``torch.compile`` keeps what was decided while it was traced.
 """
 
-from deocc.ops._registry import Backend, backends
+from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
 
-__all__ = ["Backend", "backends", "composite", "composite_uint8"]
+__all__ = ["Backend", "backends", "build_info", "composite", "composite_uint8"]

@@ -177,3 +177,13 @@ def backends(name: str | None = None) -> dict[str, dict[str, Backend]] | dict[st
     if name not in _OPERATORS:
         raise UsageError(f"there is no operator {name!r}; there are {', '.join(_OPERATORS)}")
     return _OPERATORS[name].backends()
+
+
+def build_info() -> dict[str, str]:
+    """How the compiled kernels were built: compiler, flags, mode, CUDA, sanitizer, torch, and the file.
+
+    ``"compiled"`` is empty when there are none; ``"reason"`` then says why.
+    """
+    if compiled is None:
+        return {"compiled": "", "reason": _missing()}
+    return {"compiled": "yes", "reason": "", "file": str(compiled.__file__), **compiled.build_info()}
