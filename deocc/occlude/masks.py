@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 
 import numpy as np
@@ -77,9 +78,20 @@ STRAPS: tuple[tuple[Colour, float], ...] = (
 PATTERNS = ("plain", "heather", "stripes", "checks", "dots", "floral", "camouflage", "marble", "print")
 
 
+@cache
+def _down() -> F64:
+    return np.asarray(np.arange(5 * LUT) / LUT - 1)
+
+
+def _shifted(points: F64, down: float) -> F64:
+    """(u, v) points moved down the face."""
+    moved: F64 = points + np.array((0.0, down))
+    return moved
+
+
 def _table(function: Callable[[F64], F64]) -> F32:
     """``function`` of v in [-1, 4) as a table for :func:`_along`."""
-    return function(np.arange(5 * LUT) / LUT - 1).astype(np.float32)
+    return function(_down()).astype(np.float32)
 
 
 def cloth_colour(draw: Draw, name: str) -> Colour:
@@ -91,18 +103,18 @@ def cloth_colour(draw: Draw, name: str) -> Colour:
 
 def _along(table: F32, v: F32) -> F32:
     index = np.clip((v + np.float32(1)) * np.float32(LUT), 0, 5 * LUT - 1).astype(np.int32)
-    return table.take(index)
+    return np.asarray(table.take(index))
 
 
 def _tent(x: F64, middle: float, width: float) -> F64:
     """1 at ``middle``, 0 from ``width`` away, smooth between."""
     t = np.maximum(1 - np.abs(x - middle) / width, 0)
-    return t * t * (3 - 2 * t)
+    return np.asarray(t * t * (3 - 2 * t))
 
 
 def _pick_colour(draw: Draw, name: str, palette: Sequence[tuple[Colour, float]], spread: int = 14) -> Colour:
     base = draw.pick(f"{name}_base", [colour for colour, _ in palette], [weight for _, weight in palette])
-    return draw.colour(name, base, spread)
+    return draw.colour(name, base, spread * (max(base) + 30) // 285)  # a dark dye shows little hue
 
 
 @dataclass
@@ -119,14 +131,14 @@ class Sheet:
     lift: float
 
     @classmethod
-    def cut(cls, face: Face, draw: Draw, outline: F64, lift: float, extra: Sequence[F64] = (), margin: float = 0.1) -> Sheet:
-        """Lay a piece of cloth with this (u, v) outline on the face; ``extra`` polygons (pixels) widen its box."""
+    def cut(cls, face: Face, draw: Draw, outline: F64, lift: float) -> Sheet:
+        """Lay a piece of cloth with this (u, v) outline on the face."""
         polygons = [face.project(outline, lift)]
         if abs(face.sin_yaw) > 0.3:  # the middle stands out past the far edge: cover what shows of it too
             centre = outline.mean(axis=0) * (0.0, 1.0)
             polygons += [face.project(centre + (outline - centre) * (part, 0.97), lift) for part in (0.75, 0.5, 0.25)]
         height, width = face.image.shape[:2]
-        sheet = cls.lay(face, draw, bounds([*polygons, *extra], (height, width), margin * face.unit + 3), lift)
+        sheet = cls.lay(face, draw, bounds(polygons, (height, width), 0.1 * face.unit + 3), lift)
         for polygon in polygons:
             cover(sheet.alpha, sheet.box, polygon)
         return sheet
@@ -148,7 +160,7 @@ class Sheet:
         side, front = across()
         lambert = np.maximum(side * towards + front * sqrt(1 - towards * towards), 0)
         table = (level * (ambient + (1 - ambient) * lambert)).astype(np.float32)
-        return table.take(self.grid.index)
+        return np.asarray(table.take(self.grid.index))
 
     def polygon(self, points: Sequence[Point] | F64) -> F64:
         """(u, v) points -> pixels."""
@@ -157,10 +169,14 @@ class Sheet:
     def band(self, points: Sequence[Point] | F64, width: float) -> U8:
         """Coverage of a band along (u, v) points; ``width`` in eye distances, at least about a third of a pixel."""
         plane = np.zeros(self.box.shape, np.uint8)
+        self.draw_band(plane, points, width)
+        return plane
+
+    def draw_band(self, plane: U8, points: Sequence[Point] | F64, width: float) -> None:
+        """Like :meth:`band`, into a plane that may hold others."""
         pixels = width * self.face.unit
         value = 255 if pixels >= 0.7 else int(255 * max(0.3, pixels / 0.7))
         cover(plane, self.box, ribbon(self.polygon(points), max(0.7, pixels)), value)
-        return plane
 
     def darken(self, plane: U8, amount: float) -> None:
         """Multiply the shade by 1 - amount where ``plane`` is 255."""
@@ -187,13 +203,14 @@ class Sheet:
         tint = np.array(face.light.tint, np.float32)
         self.fill *= self.shade[..., None] * tint
         alpha = self.alpha
+        strap = np.array(strap_colour, np.float32) * tint * np.float32(min(1.0, 0.95 * face.light.level))
         if straps:
             loops = np.zeros(self.box.shape, np.uint8)
-            for strap in straps:
-                cover(loops, self.box, strap)
-            worn = np.minimum(loops, 255 - alpha)
-            over(self.fill, np.array(strap_colour, np.float32) * tint * np.float32(0.9 * face.light.level), worn)
-            alpha = np.maximum(alpha, worn)
+            for band in straps:
+                cover(loops, self.box, band)
+            behind = np.minimum(loops, 255 - alpha)
+            over(self.fill, strap, behind)
+            alpha = np.maximum(alpha, behind)
         height, width = self.box.shape
         grain = draw.uniform("grain", 0.5, 5.0)
         seed = draw.integer("grain_at", 0, 255)
@@ -204,7 +221,29 @@ class Sheet:
         fill = soften(to_bytes(self.fill), sigma)
         alpha = soften(alpha, 0.6 * sigma)
         fill, alpha = cast_shadow(face, draw, fill, alpha)
-        return Layer(self.box.top, self.box.left, fill, alpha)
+        layer = Layer(self.box.top, self.box.left, fill, alpha)
+        return self._extend(layer, straps, strap, sigma) if straps else layer
+
+    def _extend(self, layer: Layer, straps: Sequence[F64], colour: F32, sigma: float) -> Layer:
+        """Go on with the straps outside the mask's own box."""
+        image = self.face.image
+        wide = bounds(straps, (image.shape[0], image.shape[1]), 3)
+        inner = self.box
+        box = Box(
+            min(wide.top, inner.top),
+            min(wide.left, inner.left),
+            max(wide.bottom, inner.bottom),
+            max(wide.right, inner.right),
+        )
+        alpha = np.zeros(box.shape, np.uint8)
+        for band in straps:
+            cover(alpha, box, band)
+        alpha = soften(alpha, 0.6 * sigma)
+        fill = np.empty((*box.shape, 3), np.uint8)
+        fill[:] = to_bytes(colour.copy())
+        area = slice(inner.top - box.top, inner.bottom - box.top), slice(inner.left - box.left, inner.right - box.left)
+        fill[area], alpha[area] = layer.fill, layer.alpha
+        return Layer(box.top, box.left, fill, alpha)
 
 
 def cast_shadow(face: Face, draw: Draw, fill: U8, alpha: U8) -> tuple[U8, U8]:
@@ -247,16 +286,21 @@ def pattern(sheet: Sheet, colours: Sequence[Colour], name: str) -> None:
     elif name == "checks":
         often = draw.uniform("checks_often", 2.5, 7)
         share = draw.uniform("checks_share", 0.4, 0.6)
-        mix(wave(often, 0), share, 3, (ground + second) / 2)
+        mix(wave(often, 0), share, 3, (ground + second) * np.float32(0.5))
         mix(wave(0, often), share, 3, second)
     elif name == "dots":
         often = draw.uniform("dots_often", 2.5, 7)
         mix(wave(often, often * 0.2) + wave(-often * 0.2, often), draw.uniform("dots_share", 1.25, 1.6), 4, second)
     elif name in ("floral", "camouflage", "marble"):
-        scale = draw.uniform("pattern_scale", *{"floral": (90, 220), "camouflage": (40, 90), "marble": (40, 110)}[name])
+        scale = draw.uniform(
+            "pattern_scale", *{"floral": (110, 300), "camouflage": (40, 90), "marble": (40, 110)}[name]
+        )
         tile = "crease" if name == "marble" else "blobs"
         mix(sample(tile, u * np.float32(scale), v * np.float32(scale), offset), 0.1, 2.5, second)
         mix(sample(tile, v * np.float32(scale), u * np.float32(1.3 * scale), offset), 0.45, 2.5, third)
+        if name == "floral":
+            fourth = np.array(draw.any_colour("colour_4"), np.float32)
+            mix(sample(tile, u * np.float32(1.6 * scale), v * np.float32(1.9 * scale), offset), 0.6, 2.5, fourth)
     elif name == "print":
         marks(sheet, colours[1])
 
@@ -266,13 +310,15 @@ def marks(sheet: Sheet, colour: Colour, name: str = "print") -> None:
     draw = sheet.draw
     x, y = draw.uniform(f"{name}_x", -0.6, 0.5), draw.uniform(f"{name}_y", 0.85, 1.4)
     size = draw.uniform(f"{name}_size", 0.04, 0.2)
+    plane = np.zeros(sheet.box.shape, np.uint8)
     for row in range(draw.integer(f"{name}_rows", 1, 3)):
         count = draw.integer(f"{name}_{row}", 2, 7)
         for mark in range(count):
             left = x + (mark + 0.3 * draw.fraction()) * size * 0.9
             top = y + row * size * 1.5
             points = [(left + size * 0.7 * draw.fraction(), top + size * draw.fraction()) for _ in range(4)]
-            over(sheet.fill, colour, sheet.band(curve(points, 3), size * 0.22))
+            sheet.draw_band(plane, curve(points, 3), size * 0.22)
+    over(sheet.fill, colour, plane)
 
 
 def weave(sheet: Sheet, strength: float) -> None:
@@ -290,9 +336,17 @@ def valve(sheet: Sheet, colour: Colour) -> None:
     y = draw.uniform("valve_y", 0.95, 1.3)
     size = draw.uniform("valve_size", 0.11, 0.2)
     for part, shade in ((1.15, 0.6), (1.0, 1.0), (0.75, 0.8), (0.66, 1.08), (0.2, 0.85)):
-        plane = np.zeros(sheet.box.shape, np.uint8)
-        cover(plane, sheet.box, sheet.polygon(disc((x, y), part * size, part * size)))
-        over(sheet.fill, [channel * shade for channel in colour], plane)
+        lid = sheet.polygon(disc((x, y), part * size, part * size))
+        box = bounds([lid], sheet.face.image.shape[:2], 2)
+        top, left = max(box.top, sheet.box.top), max(box.left, sheet.box.left)
+        bottom, right = min(box.bottom, sheet.box.bottom), min(box.right, sheet.box.right)
+        if top >= bottom or left >= right:
+            return
+        plane = np.zeros((bottom - top, right - left), np.uint8)
+        cover(plane, Box(top, left, bottom, right), lid)
+        down, across_ = sheet.box.top, sheet.box.left
+        part_of = sheet.fill[top - down : bottom - down, left - across_ : right - across_]
+        over(part_of, [channel * shade for channel in colour], plane)
 
 
 def ear_loops(face: Face, draw: Draw, corners: Sequence[Point], lift: float) -> list[F64]:
@@ -313,15 +367,15 @@ def ear_loops(face: Face, draw: Draw, corners: Sequence[Point], lift: float) -> 
 
 def head_straps(face: Face, draw: Draw, corners: Sequence[Point], lift: float) -> list[F64]:
     """Bands from the corners to above and below the ears, round the back of the head."""
-    width = draw.uniform("strap_width", 0.05, 0.12) * face.unit
-    ends = draw.uniform("strap_top", -0.5, 0.2), draw.uniform("strap_bottom", 0.9, 1.3)
+    width = draw.uniform("strap_width", 0.03, 0.085) * face.unit
+    ends = draw.uniform("strap_top", -0.15, 0.4), draw.uniform("strap_bottom", 0.9, 1.3)
     bands = []
     for number, (u, v) in enumerate(corners):
         side = -1.0 if number < 2 else 1.0
         if -side * face.sin_yaw < -0.5:
             continue
         end = (side * RADIUS * 0.99, ends[number % 2])
-        bands.append(ribbon(face.project(np.array([(u * 0.95, v), end]), lift), max(1.0, width)))
+        bands.append(ribbon(face.project(np.array([(u, v), end]), lift), max(1.0, width)))
     return bands
 
 
@@ -345,20 +399,33 @@ def surgical(face: Face, draw: Draw) -> Layer:
     pinch = draw.uniform("pinch", 0.0, 0.06)
     shoulder = top + (side_top - top) * draw.uniform("shoulder", 0.35, 0.75)
     upper = curve(
-        [(-half, side_top + drop), (-0.5 * half, shoulder), (-0.14, top + 0.03), (shift, top), (0.14, top + 0.03),
-         (0.5 * half, shoulder), (half, side_top - drop)]
+        [
+            (-half, side_top + drop),
+            (-0.5 * half, shoulder),
+            (-0.14, top + 0.03),
+            (shift, top),
+            (0.14, top + 0.03),
+            (0.5 * half, shoulder),
+            (half, side_top - drop),
+        ]
     )
     lower = curve(
-        [(half - pinch, side_bottom - drop), (flat + 0.25, 0.5 * (side_bottom + chin) + 0.07), (flat, chin - 0.05),
-         (shift, chin), (-flat, chin - 0.05), (-flat - 0.25, 0.5 * (side_bottom + chin) + 0.07),
-         (-half + pinch, side_bottom + drop)]
+        [
+            (half - pinch, side_bottom - drop),
+            (flat + 0.25, 0.5 * (side_bottom + chin) + 0.07),
+            (flat, chin - 0.05),
+            (shift, chin),
+            (-flat, chin - 0.05),
+            (-flat - 0.25, 0.5 * (side_bottom + chin) + 0.07),
+            (-half + pinch, side_bottom + drop),
+        ]
     )
     corners = [tuple(point) for point in (upper[0], lower[-1], upper[-1], lower[0])]
     if draw.chance("tied", 0.12):
         straps = head_straps(face, draw, corners, lift)
     else:
         straps = ear_loops(face, draw, corners, lift)
-    sheet = Sheet.cut(face, draw, np.concatenate([upper, lower]), lift, straps)
+    sheet = Sheet.cut(face, draw, np.concatenate([upper, lower]), lift)
     colour = _pick_colour(draw, "colour", SURGICAL)
     sheet.fill[:] = colour
     # Pleats open towards the middle and meet at the sides.
@@ -387,11 +454,11 @@ def surgical(face: Face, draw: Draw) -> Layer:
     hem = draw.uniform("hem", 0.05, 0.1)
     if draw.chance("hem_seen", 0.7):
         contrast = draw.uniform("hem_contrast", 0.05, 0.25)
-        sheet.darken(sheet.band(upper + (0, hem), 0.018), contrast)
-        sheet.darken(sheet.band(lower - (0, hem), 0.018), contrast)
+        sheet.darken(sheet.band(_shifted(upper, hem), 0.018), contrast)
+        sheet.darken(sheet.band(_shifted(lower, -hem), 0.018), contrast)
     if draw.chance("wire", 0.5):
-        bent = upper[len(upper) // 4 : -len(upper) // 4] + (0, 0.6 * hem)
-        sheet.darken(sheet.band(bent + (0, 0.05), 0.05), draw.uniform("wire_dark", 0.03, 0.2))
+        bent = _shifted(upper[len(upper) // 4 : -len(upper) // 4], 0.6 * hem)
+        sheet.darken(sheet.band(_shifted(bent, 0.05), 0.05), draw.uniform("wire_dark", 0.03, 0.2))
         over(sheet.fill, (255, 255, 255), sheet.band(bent, 0.04), draw.uniform("wire_bright", 0.0, 0.3))
     if draw.chance("side_hem", 0.5):
         for first, last in ((upper[0], lower[-1]), (upper[-1], lower[0])):
@@ -410,13 +477,25 @@ def n95(face: Face, draw: Draw) -> Layer:
     side = draw.uniform("side", 0.9, 1.2)
     lift = draw.uniform("lift", 0.25, 0.5)
     outline = curve(
-        [(0, top), (0.25, top + 0.07), (0.76 * half, top + 0.36), (half, side), (0.87 * half, 0.5 * (side + chin) + 0.04),
-         (0.48 * half, chin - 0.05), (0, chin), (-0.48 * half, chin - 0.05), (-0.87 * half, 0.5 * (side + chin) + 0.04),
-         (-half, side), (-0.76 * half, top + 0.36), (-0.25, top + 0.07), (0, top)]
+        [
+            (0, top),
+            (0.25, top + 0.07),
+            (0.76 * half, top + 0.36),
+            (half, side),
+            (0.87 * half, 0.5 * (side + chin) + 0.04),
+            (0.48 * half, chin - 0.05),
+            (0, chin),
+            (-0.48 * half, chin - 0.05),
+            (-0.87 * half, 0.5 * (side + chin) + 0.04),
+            (-half, side),
+            (-0.76 * half, top + 0.36),
+            (-0.25, top + 0.07),
+            (0, top),
+        ]
     )
     corners = [(-0.85 * half, 0.75), (-0.85 * half, 1.35), (0.85 * half, 0.75), (0.85 * half, 1.35)]
     straps = head_straps(face, draw, corners, lift)
-    sheet = Sheet.cut(face, draw, outline, lift, straps)
+    sheet = Sheet.cut(face, draw, outline, lift)
     colour = _pick_colour(draw, "colour", RESPIRATOR)
     sheet.fill[:] = colour
     grid = sheet.grid
@@ -434,7 +513,9 @@ def n95(face: Face, draw: Draw) -> Layer:
         inner = centre_point + (outline - centre_point) * 0.93
         sheet.darken(sheet.band(inner, 0.02), draw.uniform("rim_dark", 0.08, 0.3))
     if draw.chance("clip", 0.4):
-        clip = curve([(-0.35, top + 0.3), (-0.18, top + 0.13), (0, top + 0.09), (0.18, top + 0.13), (0.35, top + 0.3)], 3)
+        clip = curve(
+            [(-0.35, top + 0.3), (-0.18, top + 0.13), (0, top + 0.09), (0.18, top + 0.13), (0.35, top + 0.3)], 3
+        )
         over(sheet.fill, draw.colour("clip_colour", (150, 150, 155), 40), sheet.band(clip, 0.06), 0.7)
     sheet.creases(draw.uniform("creases", 0.0, 0.07))
     if draw.chance("label", 0.45):
@@ -447,7 +528,8 @@ def n95(face: Face, draw: Draw) -> Layer:
 def _folded(face: Face, draw: Draw, *, cloth: bool) -> Layer:
     """A mask with a seam down the middle, flat on both sides of it: KN95 and most cloth masks."""
     top = worn(draw, 0.02, 0.38)
-    half = draw.uniform("half_width", 0.82, 1.12)
+    wrapped = cloth and draw.chance("wrapped", 0.25)  # right round to the ears, no loops to be seen
+    half = draw.uniform("half_width", 1.08, RADIUS) if wrapped else draw.uniform("half_width", 0.82, 1.1)
     side_top = max(top + 0.05, draw.uniform("side_top", 0.45, 0.78))
     side_bottom = max(side_top + 0.25, draw.uniform("side_bottom", 1.0, 1.4))
     chin, point = draw.uniform("chin", 1.8, 2.12), draw.uniform("chin_point", 0.0, 0.22)
@@ -455,17 +537,31 @@ def _folded(face: Face, draw: Draw, *, cloth: bool) -> Layer:
     hollow = draw.uniform("hollow", -0.06, 0.12)
     drop = draw.uniform("skew", -0.05, 0.05)
     upper = curve(
-        [(-half, side_top + drop), (-0.5 * half, 0.55 * side_top + 0.45 * top + hollow), (-0.12, top + 0.04),
-         (shift, top), (0.12, top + 0.04), (0.5 * half, 0.55 * side_top + 0.45 * top + hollow), (half, side_top - drop)]
+        [
+            (-half, side_top + drop),
+            (-0.5 * half, 0.55 * side_top + 0.45 * top + hollow),
+            (-0.12, top + 0.04),
+            (shift, top),
+            (0.12, top + 0.04),
+            (0.5 * half, 0.55 * side_top + 0.45 * top + hollow),
+            (half, side_top - drop),
+        ]
     )
     wing = 0.62 * half, 0.55 * side_bottom + 0.45 * chin + 0.04
     lower = curve(
-        [(half, side_bottom - drop), wing, (0.3, chin - point), (shift, chin), (-0.3, chin - point),
-         (-wing[0], wing[1]), (-half, side_bottom + drop)]
+        [
+            (half, side_bottom - drop),
+            wing,
+            (0.3, chin - point),
+            (shift, chin),
+            (-0.3, chin - point),
+            (-wing[0], wing[1]),
+            (-half, side_bottom + drop),
+        ]
     )
     corners = [tuple(point) for point in (upper[0], lower[-1], upper[-1], lower[0])]
-    straps = ear_loops(face, draw, corners, lift)
-    sheet = Sheet.cut(face, draw, np.concatenate([upper, lower]), lift, straps)
+    straps = [] if wrapped else ear_loops(face, draw, corners, lift)
+    sheet = Sheet.cut(face, draw, np.concatenate([upper, lower]), lift)
     if cloth:
         colours = cloth_colour(draw, "colour"), draw.any_colour("colour_2"), draw.any_colour("colour_3")
         name = draw.pick("pattern", PATTERNS, (9, 2, 1, 1, 1, 3.5, 1, 1.5, 2))
@@ -480,7 +576,8 @@ def _folded(face: Face, draw: Draw, *, cloth: bool) -> Layer:
     sheet.shade *= 1 + np.clip(away * np.float32(12), -1, 1) * np.float32(steep)
     chin_dark = draw.uniform("chin_dark", 0.05, 0.5)
     sheet.shade *= _along(
-        _table(lambda v: (1 + 0.08 * _tent(v, 0.8, 0.5)) * (1 - chin_dark * np.clip((v - 1.2) / 0.8, 0, 1) ** 2)), grid.v
+        _table(lambda v: (1 + 0.08 * _tent(v, 0.8, 0.5)) * (1 - chin_dark * np.clip((v - 1.2) / 0.8, 0, 1) ** 2)),
+        grid.v,
     )
     if draw.chance("seam", 0.75):
         line = curve([(shift, top), (shift, 0.5 * (top + chin)), (shift, chin)], 4)
@@ -489,12 +586,12 @@ def _folded(face: Face, draw: Draw, *, cloth: bool) -> Layer:
     weave(sheet, draw.uniform("weave", 0.0, 0.22 if cloth else 0.06))
     if cloth and draw.chance("piped", 0.25):
         piping, width = draw.any_colour("piping"), draw.uniform("piping_width", 0.04, 0.09)
-        over(sheet.fill, piping, sheet.band(upper + (0, 0.4 * width), width))
-        over(sheet.fill, piping, sheet.band(lower - (0, 0.4 * width), width))
+        over(sheet.fill, piping, sheet.band(_shifted(upper, 0.4 * width), width))
+        over(sheet.fill, piping, sheet.band(_shifted(lower, -0.4 * width), width))
     elif draw.chance("hem_seen", 0.5):
         hem, dark = draw.uniform("hem", 0.05, 0.12), draw.uniform("hem_dark", 0.05, 0.25)
-        sheet.darken(sheet.band(upper + (0, hem), 0.02), dark)
-        sheet.darken(sheet.band(lower - (0, hem), 0.02), dark)
+        sheet.darken(sheet.band(_shifted(upper, hem), 0.02), dark)
+        sheet.darken(sheet.band(_shifted(lower, -hem), 0.02), dark)
     if not cloth and draw.chance("welds", 0.5):
         over(sheet.fill, (120, 120, 120), sheet.band([(-0.35, top + 0.16), (0.35, top + 0.16)], 0.02), 0.4)
     if not cloth and draw.chance("label", 0.35):
@@ -525,10 +622,25 @@ def scarf(face: Face, draw: Draw) -> Layer:
     outline = np.concatenate(
         [
             curve(
-                [(-wide, side + rough[0]), (-0.6, 0.5 * (top + side) + rough[1]), (-0.15, top + 0.03), (0, top),
-                 (0.15, top + 0.03), (0.6, 0.5 * (top + side) + rough[2]), (wide, side + rough[3])]
+                [
+                    (-wide, side + rough[0]),
+                    (-0.6, 0.5 * (top + side) + rough[1]),
+                    (-0.15, top + 0.03),
+                    (0, top),
+                    (0.15, top + 0.03),
+                    (0.6, 0.5 * (top + side) + rough[2]),
+                    (wide, side + rough[3]),
+                ]
             ),
-            curve([(wide, 2.0), (wide * point, 0.4 * 2.0 + 0.6 * end), (0, end), (-wide * point, 0.4 * 2.0 + 0.6 * end), (-wide, 2.0)]),
+            curve(
+                [
+                    (wide, 2.0),
+                    (wide * point, 0.4 * 2.0 + 0.6 * end),
+                    (0, end),
+                    (-wide * point, 0.4 * 2.0 + 0.6 * end),
+                    (-wide, 2.0),
+                ]
+            ),
         ]
     )
     sheet = Sheet.cut(face, draw, outline, draw.uniform("lift", 0.05, 0.3))
@@ -538,7 +650,10 @@ def scarf(face: Face, draw: Draw) -> Layer:
     for fold in range(draw.integer("folds", 2, 6)):
         v, tilt = draw.uniform(f"fold_{fold}", 0.6, 2.6), draw.uniform(f"fold_tilt_{fold}", -0.4, 0.4)
         sag = draw.uniform(f"fold_sag_{fold}", 0.0, 0.5)
-        line = curve([(-1.1, v - sag - tilt), (-0.4, v - 0.2 * sag - 0.3 * tilt), (0.4, v + 0.3 * tilt), (1.1, v - sag + tilt)], 4)
+        line = curve(
+            [(-1.1, v - sag - tilt), (-0.4, v - 0.2 * sag - 0.3 * tilt), (0.4, v + 0.3 * tilt), (1.1, v - sag + tilt)],
+            4,
+        )
         plane = soften(sheet.band(line, draw.uniform(f"fold_width_{fold}", 0.03, 0.12)), 0.03 * face.unit)
         sheet.darken(plane, draw.uniform(f"fold_dark_{fold}", 0.1, 0.45))
     return sheet.finish()

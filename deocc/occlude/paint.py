@@ -3,8 +3,9 @@
 The same seed must give the same bytes on every machine, so this package keeps to operations that every machine rounds
 alike: the raw 64-bit stream of PCG64 (which NumPy promises never to change), additions, multiplications, divisions and
 square roots (each rounded once, as IEEE 754 says, and never fused, because each is an operation of its own), integer
-sums, and of OpenCV only ``fillPoly`` and ``polylines`` on a grid of 1/16 pixel, ``GaussianBlur`` of uint8 and ``resize`` with
-``INTER_LINEAR_EXACT``, which are fixed-point. No transcendental functions, no matrix products, no ``interp``.
+sums, and of OpenCV only ``fillPoly`` and ``polylines`` on a grid of 1/16 pixel, ``GaussianBlur`` of uint8 and
+``resize`` with ``INTER_LINEAR_EXACT``, which are fixed-point. No transcendental functions, no matrix products, no
+``interp``.
 """
 
 from __future__ import annotations
@@ -216,7 +217,9 @@ def noise(name: str) -> F32:
         wrapped = np.pad(values, 2, mode="wrap")
         step = TILE // cells
         side = (cells + 4) * step
-        large = soften(cv2.resize(wrapped, (side, side), interpolation=cv2.INTER_LINEAR_EXACT), step / 3)
+        large = soften(
+            np.asarray(cv2.resize(wrapped, (side, side), interpolation=cv2.INTER_LINEAR_EXACT), np.uint8), step / 3
+        )
         cut = 2 * step
         return large[cut : cut + TILE, cut : cut + TILE].astype(np.int64) - 128
 

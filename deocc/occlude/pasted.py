@@ -6,6 +6,7 @@ mirror images of others were left out.
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from importlib import resources
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.errors import InputError
-from deocc.occlude.masks import Sheet, ear_loops, worn
+from deocc.occlude.masks import Sheet, cloth_colour, ear_loops, worn
 from deocc.occlude.paint import F32, F64, U8, Draw, Layer, bounds, to_bytes
 from deocc.occlude.pose import Face
 
@@ -54,6 +55,15 @@ def picture(name: str, mirrored: bool, halvings: int) -> U8:
     large = np.pad(large, ((0, large.shape[0] % 2), (0, large.shape[1] % 2), (0, 0)))
     mean = (large[::2, ::2] + large[1::2, ::2] + large[::2, 1::2] + large[1::2, 1::2] + 2) // 4
     return np.ascontiguousarray(mean.astype(np.uint8))
+
+
+@cache
+def assets_digest() -> bytes:
+    """SHA-256 of all packaged pictures, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(_ANCHORS):
+        digest.update(resources.files("deocc.occlude").joinpath("templates", f"{name}.png").read_bytes())
+    return digest.digest()
 
 
 def anchors(name: str, mirrored: bool) -> F64:
@@ -96,11 +106,11 @@ def _warp(face: Face, name: str, mirrored: bool, target: F64, grid_x: F32, grid_
 
     def side(index: int, values: F64) -> NDArray[np.float32]:
         left, right_ = np.float32(values[index]), np.float32(values[index + 2])
-        return np.where(right, right_, left)
+        return np.asarray(np.where(right, right_, left))
 
     def between(index: int, values: F64) -> F32:
         centre = np.float32(values[index + 1])
-        return centre + (side(index, values) - centre) * s
+        return np.asarray(centre + (side(index, values) - centre) * s)
 
     top = between(0, target[:, 1])
     t = (grid_y - top) / np.maximum(between(3, target[:, 1]) - top, np.float32(0.1))
@@ -108,25 +118,30 @@ def _warp(face: Face, name: str, mirrored: bool, target: F64, grid_x: F32, grid_
     for axis in (0, 1):
         upper = between(0, source[:, axis])
         place.append(upper + (between(3, source[:, axis]) - upper) * t)
-    return _bilinear(pixels, place[0], place[1])
+    colour, alpha = _bilinear(pixels, place[0], place[1])
+    # Far outside the anchors the map is only an extrapolation; loops on the wider side are the last thing in reach.
+    wide_right = target[2, 0] - mx > mx - lx
+    reach = np.where(right == wide_right, np.float32(1.8), np.float32(1.3))
+    alpha[(s > reach) | (t < -0.4) | (t > 1.4)] = 0
+    return colour, alpha
 
 
 def _bilinear(pixels: U8, x: F32, y: F32) -> tuple[F32, U8]:
     height, width = pixels.shape[:2]
-    padded = np.zeros((height + 2, width + 2, 4), np.uint8)
-    padded[1:-1, 1:-1] = pixels
-    x32 = (np.clip(x + 1, 0, width) * 32).astype(np.int32)
-    y32 = (np.clip(y + 1, 0, height) * 32).astype(np.int32)
+    padded = np.zeros((height + 3, width + 3, 4), np.uint8)  # nothing outside the picture
+    padded[1:-2, 1:-2] = pixels
+    x32 = (np.clip(x + 1, 0, width + 1) * 32).astype(np.int32)
+    y32 = (np.clip(y + 1, 0, height + 1) * 32).astype(np.int32)
     flat = padded.view(np.uint32).ravel()
-    corner = (y32 >> 5) * (width + 2) + (x32 >> 5)
+    corner = (y32 >> 5) * (width + 3) + (x32 >> 5)
     right, down = (x32 & 31)[..., None], (y32 & 31)[..., None]
     shape = (*x.shape, 4)
 
     def tap(offset: int) -> NDArray[np.int32]:
-        return flat.take(corner + offset).view(np.uint8).reshape(shape).astype(np.int32)
+        return np.asarray(flat.take(corner + offset).view(np.uint8).reshape(shape).astype(np.int32))
 
     upper = tap(0) * (32 - right) + tap(1) * right
-    lower = tap(width + 2) * (32 - right) + tap(width + 3) * right
+    lower = tap(width + 3) * (32 - right) + tap(width + 4) * right
     rgba = (upper * (32 - down) + lower * down + 512) >> 10
     alpha = rgba[..., 3]
     colour = rgba[..., :3].astype(np.float32) * (255 / np.maximum(alpha, 1).astype(np.float32))[..., None]
@@ -144,19 +159,19 @@ def template(face: Face, draw: Draw) -> Layer:
     low = draw.uniform("side_bottom", 1.15, 1.45)
     left, right = half, half
     if view:
-        left, right = (half, 0.6 * half) if mirrored else (0.6 * half, half)
-    lift = 0.25
+        left, right = (half, 0.3) if mirrored else (0.3, half)
+    lift = 0.38 if view else 0.25
     goal = np.array([(-left, side), (0, top), (right, side), (-left, low), (0, chin), (right, low)])
     target = face.unplace(face.project(goal, lift))
     loops = [] if view else ear_loops(face, draw, [(-half, side), (-half, low), (half, side), (half, low)], lift)
     centre = target.mean(axis=0)
     reach = face.place(centre + (target - centre) * (1.7 if view else 1.25, 1.25))
-    box = bounds([reach, *loops], face.image.shape[:2], 2)
+    box = bounds([reach], face.image.shape[:2], 2)
     sheet = Sheet.lay(face, draw, box, lift)
     colour, alpha = _warp(face, f"{name}{view}", mirrored, target, sheet.grid.x + np.float32(face.axis), sheet.grid.y)
     sheet.alpha = alpha
-    if draw.chance("recoloured", 0.4):
-        wanted = draw.any_colour("colour")
+    if draw.chance("recoloured", 0.3):
+        wanted = cloth_colour(draw, "colour")
         luma = colour[..., 0] * np.float32(0.3) + colour[..., 1] * np.float32(0.59) + colour[..., 2] * np.float32(0.11)
         gain = 1.15 / {"cloth": 45, "surgical_blue": 190, "surgical_green": 150}.get(name, 200)
         colour = luma[..., None] * (np.array(wanted, np.float32) * np.float32(gain))

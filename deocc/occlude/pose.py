@@ -9,7 +9,7 @@ by ``u`` (its x as seen from the front) and ``v`` (its y).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import sqrt
 from typing import NamedTuple
 
@@ -197,6 +197,7 @@ class Face:
         return min(2.0, max(0.3, 0.3 + 2.2 * (ratio - 1.62)))
 
 
+@cache
 def across() -> tuple[F64, F64]:
     """Sine and cosine of the angle at which a ray meets the head, for x in [-2, 2) in steps of 1/LUT from its axis."""
     sine = np.clip((np.arange(4 * LUT) / LUT - 2) / RADIUS, -1, 1)

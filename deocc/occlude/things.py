@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 
@@ -44,13 +42,19 @@ def texture(draw: Draw, box: Box, unit: float) -> F32:
     scale = np.float32(draw.uniform("fill_scale", 20, 120) / unit)
     weight = np.zeros((height, width), np.float32)
     if style == "gradient":
-        weight = weight + (columns / np.float32(width) if draw.chance("fill_across", 0.5) else rows / np.float32(height))
+        weight = weight + (
+            columns / np.float32(width) if draw.chance("fill_across", 0.5) else rows / np.float32(height)
+        )
     elif style == "clouds":
         tile = draw.pick("fill_noise", ("smooth", "blobs", "crease"))
         weight = 0.5 + np.float32(0.5) * sample(tile, columns * scale, rows * scale, offset)
     elif style == "noise":
         weight = 0.5 + np.float32(0.5) * sample("grain", columns, rows, offset)
-        second = np.stack([sample("grain", columns, rows, (17, 3)), sample("grain", columns, rows, (3, 91)), weight], -1) * 128 + 128
+        second = (
+            np.stack([sample("grain", columns, rows, (17, 3)), sample("grain", columns, rows, (3, 91)), weight], -1)
+            * 128
+            + 128
+        )
     elif style == "stripes":
         phase = columns * scale * np.float32(0.1) + rows * scale * np.float32(0.07)
         weight = (phase - np.floor(phase) > 0.5).astype(np.float32)
@@ -63,7 +67,10 @@ def rectangle(face: Face, draw: Draw) -> Layer:
     half_x, half_y = draw.uniform("half_x", 0.25, 1.1), draw.uniform("half_y", 0.2, 0.9)
     turn = draw.uniform("turn", -0.6, 0.6) if draw.chance("turned", 0.5) else 0.0
     across, down = (half_x, half_x * turn), (-half_y * turn, half_y)
-    corners = [(x + a * across[0] + b * down[0], y + a * across[1] + b * down[1]) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    corners = [
+        (x + a * across[0] + b * down[0], y + a * across[1] + b * down[1])
+        for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    ]
     polygon = face.place(np.array(corners))
     box = bounds([polygon], face.image.shape[:2], 2)
     alpha = np.zeros(box.shape, np.uint8)
@@ -109,9 +116,17 @@ def sunglasses(face: Face, draw: Draw) -> Layer:
         lenses.append(face.project(np.stack([x + side * apart, y + drop], axis=1), lift))
     frame = draw.uniform("frame", 0.0, 0.1) * face.unit
     thin = max(0.8, draw.uniform("wire", 0.02, 0.08) * face.unit)
-    bridge = ribbon(face.project(curve([(-apart + half_x, drop - 0.05), (0, drop - 0.12), (apart - half_x, drop - 0.05)], 4), lift), thin)
+    bridge = ribbon(
+        face.project(curve([(-apart + half_x, drop - 0.05), (0, drop - 0.12), (apart - half_x, drop - 0.05)], 4), lift),
+        thin,
+    )
     temples = [
-        ribbon(face.project(np.array([(side * (apart + 0.9 * half_x), drop - 0.08), (side * RADIUS * 0.99, drop - 0.02)]), 0.0), thin)
+        ribbon(
+            face.project(
+                np.array([(side * (apart + 0.9 * half_x), drop - 0.08), (side * RADIUS * 0.99, drop - 0.02)]), 0.0
+            ),
+            thin,
+        )
         for side in (-1.0, 1.0)
         if -side * face.sin_yaw > -0.5
     ]
@@ -124,19 +139,37 @@ def sunglasses(face: Face, draw: Draw) -> Layer:
     for part in (bridge, *temples):
         cover(rims, box, part)
     level = np.float32(face.light.level)
-    dark = draw.colour("glass", draw.pick("glass_base", ((14, 14, 16), (40, 26, 16), (20, 34, 24), (30, 40, 70), (110, 120, 130)), (6, 2, 1, 1, 0.6)), 10)
+    dark = draw.colour(
+        "glass",
+        draw.pick(
+            "glass_base", ((14, 14, 16), (40, 26, 16), (20, 34, 24), (30, 40, 70), (110, 120, 130)), (6, 2, 1, 1, 0.6)
+        ),
+        10,
+    )
     columns, rows = _pixels(box)
     height, width = box.shape
     fill = np.empty((height, width, 3), np.float32)
     fill[:] = dark
     fade = draw.uniform("fade", 0.0, 0.5) * (rows / np.float32(height))
     sky = np.array(draw.colour("reflection", (150, 165, 185), 60), np.float32)
-    shine = np.clip(sample("smooth", columns * np.float32(50 / face.unit), rows * np.float32(50 / face.unit),
-                           (draw.integer("shine_x", 0, 255), draw.integer("shine_y", 0, 255))), 0, 1)
+    shine = np.clip(
+        sample(
+            "smooth",
+            columns * np.float32(50 / face.unit),
+            rows * np.float32(50 / face.unit),
+            (draw.integer("shine_x", 0, 255), draw.integer("shine_y", 0, 255)),
+        ),
+        0,
+        1,
+    )
     strength = np.float32(draw.uniform("shine", 0.0, 0.7))
     fill += (sky - fill) * np.clip(shine * strength + np.float32(0.4) * fade, 0, 1)[..., None]
     fill *= level
-    frame_colour = draw.any_colour("frame_colour") if draw.chance("frame_coloured", 0.4) else draw.colour("frame_colour", (18, 16, 16), 14)
+    frame_colour = (
+        draw.any_colour("frame_colour")
+        if draw.chance("frame_coloured", 0.4)
+        else draw.colour("frame_colour", (18, 16, 16), 14)
+    )
     over(fill, np.array(frame_colour, np.float32) * level, rims)
     opacity = draw.uniform("opacity", 0.8, 1.0) if draw.chance("see_through", 0.35) else 1.0
     alpha = np.maximum((glass * np.float32(opacity)).astype(np.uint8), rims)
@@ -157,8 +190,23 @@ def hand(face: Face, draw: Draw) -> Layer:
         return x + a * across[0] + b * up[0], y + a * across[1] + b * up[1]
 
     unit = face.unit
-    palm = [at(a, b) for a, b in ((-0.42, 0.1), (-0.3, 0.3), (0.0, 0.36), (0.3, 0.3), (0.42, 0.05), (0.38, -0.4), (0.3, -0.75), (0.3, -1.6),
-                                  (-0.3, -1.6), (-0.3, -0.75), (-0.42, -0.35), (-0.42, 0.1))]
+    palm = [
+        at(a, b)
+        for a, b in (
+            (-0.42, 0.1),
+            (-0.3, 0.3),
+            (0.0, 0.36),
+            (0.3, 0.3),
+            (0.42, 0.05),
+            (0.38, -0.4),
+            (0.3, -0.75),
+            (0.3, -1.6),
+            (-0.3, -1.6),
+            (-0.3, -0.75),
+            (-0.42, -0.35),
+            (-0.42, 0.1),
+        )
+    ]
     polygons = [face.place(curve(palm, 4))]
     fingers: list[F64] = []
     bend = draw.uniform("bend", -0.25, 0.25)
@@ -166,11 +214,33 @@ def hand(face: Face, draw: Draw) -> Layer:
     thumb = draw.pick("thumb", (-1, 1))
     for finger in range(4):
         root = (finger - 1.5) * 0.22
-        reach = (0.62, 0.78, 0.72, 0.55)[finger if thumb < 0 else 3 - finger] * draw.uniform(f"finger_{finger}", 0.55, 1.1)
+        reach = (0.62, 0.78, 0.72, 0.55)[finger if thumb < 0 else 3 - finger] * draw.uniform(
+            f"finger_{finger}", 0.55, 1.1
+        )
         tip = root + (finger - 1.5) * spread * 0.5 + bend * reach
-        line = curve([at(root * 0.9, 0.0), at(root, 0.3), at(0.5 * (root + tip) + 0.1 * bend, 0.3 + 0.5 * reach), at(tip, 0.3 + reach)], 5)
+        line = curve(
+            [
+                at(root * 0.9, 0.0),
+                at(root, 0.3),
+                at(0.5 * (root + tip) + 0.1 * bend, 0.3 + 0.5 * reach),
+                at(tip, 0.3 + reach),
+            ],
+            5,
+        )
         fingers.append(face.place(line))
-    fingers.append(face.place(curve([at(0.25 * thumb, -0.5), at(0.5 * thumb, -0.15), at(0.62 * thumb, 0.2), at(0.58 * thumb, draw.uniform("thumb_reach", 0.25, 0.55))], 5)))
+    fingers.append(
+        face.place(
+            curve(
+                [
+                    at(0.25 * thumb, -0.5),
+                    at(0.5 * thumb, -0.15),
+                    at(0.62 * thumb, 0.2),
+                    at(0.58 * thumb, draw.uniform("thumb_reach", 0.25, 0.55)),
+                ],
+                5,
+            )
+        )
+    )
     thick = draw.uniform("thick", 0.19, 0.25) * size * unit
     for path in fingers:
         polygons.append(ribbon(path, thick * (1 - 0.25 * np.arange(len(path)) / len(path))))
@@ -191,7 +261,9 @@ def hand(face: Face, draw: Draw) -> Layer:
         alpha = np.maximum(alpha, plane)
     columns, rows = _pixels(box)
     scale = np.float32(60 / unit)
-    shade *= 1 + np.float32(0.12) * sample("smooth", columns * scale, rows * scale, (draw.integer("tone_x", 0, 255), draw.integer("tone_y", 0, 255)))
+    shade *= 1 + np.float32(0.12) * sample(
+        "smooth", columns * scale, rows * scale, (draw.integer("tone_x", 0, 255), draw.integer("tone_y", 0, 255))
+    )
     fill = shade[..., None] * np.array(colour, np.float32)
     fill[..., 0] += (1 - shade) * 18  # skin turns redder in the shade
     fill += (sample("grain", columns, rows, (5, 9)) * np.float32(draw.uniform("grain", 0, 4)))[..., None]
@@ -209,16 +281,15 @@ def erase_lower(face: Face, draw: Draw) -> Layer:
 
 def _lower_face(face: Face) -> list[F64]:
     """Key points of the lower face: nose, mouth corners, and the jaw where five landmarks put it."""
-    jaw: Sequence[tuple[float, float]] = (
-        (-1.02, 0.62), (-0.95, 1.1), (-0.72, 1.5), (-0.36, 1.82), (0, 1.92), (0.36, 1.82), (0.72, 1.5), (0.95, 1.1), (1.02, 0.62), (0, 0.3)
-    )  # fmt: skip
+    half = [(0.0, 1.92), (0.36, 1.82), (0.72, 1.5), (0.95, 1.1), (1.02, 0.62)]
+    jaw = [*half, (0.0, 0.3), *[(-x, y) for x, y in half]]
     return [face.project(np.array(jaw), 0.2), face.landmarks[2:]]
 
 
 def keypoint_hull(face: Face, draw: Draw) -> Layer:
     """KP-CVX of the IAMGAN paper: the convex hull of the lower face's key points becomes 0."""
     points = np.rint(np.concatenate(_lower_face(face)) * 16).astype(np.int32)
-    hull = cv2.convexHull(points).reshape(-1, 2) / 16.0
+    hull = cv2.convexHull(points).reshape(-1, 2).astype(np.float64) / 16.0
     box = bounds([hull], face.image.shape[:2], 2)
     alpha = np.zeros(box.shape, np.uint8)
     cover(alpha, box, hull)
