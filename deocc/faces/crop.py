@@ -190,8 +190,8 @@ def _check_matrix(matrix: npt.NDArray[Any]) -> Matrix:
     if given.shape != (2, 3) or given.dtype.kind not in "fiu":
         raise InputError(f"a matrix must be an array (2, 3) of numbers, got {given.dtype} {given.shape}")
     checked: Matrix = given.astype(np.float64)
-    determinant = checked[0, 0] * checked[1, 1] - checked[0, 1] * checked[1, 0]
-    if not (np.abs(checked) < 1e12).all() or not 1e-12 < abs(determinant) < 1e12:
+    # In this order: the determinant of what is not finite would warn.
+    if not (np.abs(checked) < 1e12).all() or not 1e-12 < abs(np.linalg.det(checked[:, :2])) < 1e12:
         raise InputError("a matrix must be finite and invertible, got one that is not")
     return checked
 
@@ -262,5 +262,5 @@ def _feathered(alpha: Array, feather: float) -> Array:
         return alpha
     # Beyond the crop nothing is known to be occluded: a border of zeros makes the crop's rim an edge too.
     inside = cv2.distanceTransform(np.pad((alpha > 0).astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
-    faded: Array = np.rint(alpha * np.clip((inside - 1) / feather, 0, 1)).astype(np.uint8)
+    faded: Array = np.rint(alpha * np.clip((inside - 1) / max(feather, 1e-6), 0, 1)).astype(np.uint8)
     return faded
