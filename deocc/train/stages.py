@@ -78,7 +78,8 @@ def train(
         progress=progress,
         card={
             "data": f"{train_faces.title}: {len(train_faces)} faces",
-            "recipe": f"{recipe or 'defaults'}{changes}",
+            # Of a path only the name: a card says nothing about the machine.
+            "recipe": f"{Path(recipe).name if recipe else 'defaults'}{changes}",
         },
     )
 

@@ -125,6 +125,7 @@ def test_another_seed_changes_the_weights(tmp_path: Path) -> None:
     assert not torch.equal(one.network[0].weight, other.network[0].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "precision"), [(0, "32"), (1, "bf16-mixed")])
 def test_killed_at_random_moments_the_result_is_the_same(tmp_path: Path, workers: int, precision: str) -> None:
     steps = 45 if workers == 0 else 18
@@ -175,7 +176,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(tmp_pa
 def test_all_checkpoints_damaged_is_an_error(tmp_path: Path) -> None:
     train(tmp_path, stop_after=3)
     (tmp_path / "checkpoints/step-00000003.safetensors").write_bytes(b"")
-    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match="every checkpoint in .* is damaged"):
+    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match=r"every checkpoint in .* is damaged"):
         train(tmp_path)
 
 
@@ -289,7 +290,7 @@ def test_no_faces_no_device_and_no_place_are_clear_errors(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="device 'toaster' cannot be used here"):
         SingleDevice("toaster")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file.*cannot be written"):
+    with pytest.raises(InputError, match=r"file.*cannot be written"):
         train(tmp_path / "file/run")
 
 

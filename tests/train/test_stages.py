@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_task
+import torch
+from tiny_task import METHOD, TinyConfig, settings
+from torch import Tensor
+
+from deocc import plugins, weights
+from deocc.config import from_toml
+from deocc.data import ImageFolder, pack
+from deocc.errors import InputError, UsageError
+from deocc.images import write_image
+from deocc.method import Method
+from deocc.train import run, train
+
+
+def go(out: Path, config: TinyConfig | None = None, method: Method = METHOD, **options: Any) -> dict[str, Path]:
+    return run(method, config or TinyConfig(), range(10), range(7), out, progress=False, **options)
+
+
+def test_stages_run_in_order_and_each_starts_from_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(tiny_task.SecondTask, "start_from", lambda self, exports: given.append(exports["restorer"]))
+    assert go(tmp_path, card={"data": "noise", "licence": "CC0-1.0"}) == {"restorer": tmp_path / "restorer.safetensors"}
+    first, _ = weights.read(tmp_path / "first/best/restorer.safetensors", method="tiny", part="restorer")
+    second, _ = weights.read(tmp_path / "second/best/restorer.safetensors", method="tiny", part="restorer")
+    assert all(torch.equal(given[0][name], first[name]) for name in first)
+    tensors, card = weights.read(tmp_path / "restorer.safetensors", method="tiny", part="restorer")
+    assert all(torch.equal(tensors[name], second[name]) for name in second)
+    assert not torch.equal(first["0.weight"], second["0.weight"])
+    assert card["stage"] == "second"
+    assert card["data"] == "noise"
+    assert card["licence"] == "CC0-1.0"
+    assert card["steps"] == 12
+    assert card["scores"]["error"] > 0
+    assert "torch" in card["versions"]
+    assert len(card["sha256"]) == 64
+    assert from_toml(TinyConfig, tmp_path / "config.toml") == TinyConfig()
+
+
+def test_finished_stages_are_skipped_and_the_weights_are_the_same(tmp_path: Path) -> None:
+    whole = go(tmp_path / "whole")["restorer"].read_bytes()
+    go(tmp_path / "parts", stages=["first"])
+    log = (tmp_path / "parts/first/log.jsonl").read_bytes()
+    assert not (tmp_path / "parts/second").exists()
+    assert go(tmp_path / "parts")["restorer"].read_bytes() == whole
+    assert (tmp_path / "parts/first/log.jsonl").read_bytes() == log
+
+
+def test_the_seed_decides_the_first_weights(tmp_path: Path) -> None:
+    one = go(tmp_path / "one", stages=["first"])["restorer"].read_bytes()
+    torch.rand(100)
+    assert go(tmp_path / "two", stages=["first"])["restorer"].read_bytes() == one
+    assert go(tmp_path / "three", settings(seed=5), stages=["first"])["restorer"].read_bytes() != one
+
+
+def test_unknown_and_missing_stages_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="method 'tiny' has no stage 'third'; its stages are: first, second"):
+        go(tmp_path, stages=["first", "third"])
+    with pytest.raises(UsageError, match="method 'tiny' has no stage to train; its stages are: first, second"):
+        go(tmp_path, stages=[])
+    with pytest.raises(UsageError, match="method 'idle' has no stage to train; its stages are: none"):
+        go(tmp_path, method=Method(api=1, name="idle", config="tiny_task:TinyConfig"))
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """Six packed faces, which are noise: the tiny task only counts them."""
+
+    class Centre:
+        def detect(self, image: np.ndarray) -> list[Any]:
+            from deocc.faces import TEMPLATE_112, Face
+
+            return [Face(box=np.array([0, 0, 112, 112]), landmarks=TEMPLATE_112.astype(np.float32), score=1.0)]
+
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (112, 112, 3), np.uint8)
+        write_image(tmp_path / f"photos/{number}.png", pixels)
+    pack(ImageFolder(tmp_path / "photos"), tmp_path / "packed", detector=Centre())  # type: ignore[arg-type]
+    return tmp_path / "packed"
+
+
+def test_train_from_names_and_paths(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "get", {"tiny": METHOD}.__getitem__)
+    (tmp_path / "short.toml").write_text("width = 3\n[training]\nsteps = 99\nbatch = 4\n")
+    overrides = {"training.steps": "4"}
+    recipe = tmp_path / "short.toml"
+    paths = train(
+        "tiny",
+        data=[packed, packed],
+        eval_data=[packed],
+        out=tmp_path / "run",
+        recipe=recipe,
+        overrides=overrides,
+        progress=False,
+    )
+    card = weights.read_card(paths["restorer"])
+    assert card["config"]["width"] == 3
+    assert card["recipe"] == "short.toml training.steps=4"
+    assert "12 faces" in card["data"]
+    state = json.loads((tmp_path / "run/second/log.jsonl").read_text().splitlines()[-1])
+    assert state["step"] == 4
+    again = train(
+        "tiny", data=[packed, packed], out=tmp_path / "run", recipe=recipe, overrides=overrides, progress=False
+    )
+    assert again == paths
+    with pytest.raises(UsageError, match="already holds a training run"):
+        train(
+            "tiny",
+            data=[packed],
+            out=tmp_path / "run",
+            recipe=recipe,
+            overrides=overrides,
+            progress=False,
+            resume=False,
+        )
+    with pytest.raises(UsageError, match="examples is 12 in the checkpoint and 6 here"):
+        train("tiny", data=[packed], out=tmp_path / "run", recipe=recipe, overrides=overrides, progress=False)
+
+
+def test_train_says_what_is_missing(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no method 'nothing-like-it'"):
+        train("nothing-like-it", data=[packed], out=tmp_path / "run")
+    monkeypatch.setattr(plugins, "get", {"tiny": METHOD}.__getitem__)
+    with pytest.raises(UsageError, match="at least one folder of packed faces, got none"):
+        train("tiny", data=[], out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"unknown key 'training\.step'; did you mean 'steps'"):
+        train("tiny", data=[packed], out=tmp_path / "run", overrides={"training.step": "4"})
+    with pytest.raises(InputError, match=r"small\.toml"):
+        train("tiny", data=[packed], out=tmp_path / "run", recipe="small.toml")
+    with pytest.raises(InputError, match="photos"):
+        train("tiny", data=[tmp_path / "photos"], out=tmp_path / "run")
+    with pytest.raises(UsageError, match="device 'cuda:99' cannot be used here"):
+        train("tiny", data=[packed], out=tmp_path / "run", device="cuda:99", progress=False)
+    assert not (tmp_path / "run").exists()
