@@ -293,21 +293,23 @@ class Methods(Verb):
 
     def run(self) -> int:
         """List them."""
-        from rich.table import Table
-
         from deocc.plugins import get, names, problems
+        from deocc.report import print_table
 
         broken = problems()
-        wrong = {problem.entry_point for problem in broken}
-        table = Table("name", "parts", "what it is", "paper", "state", box=None, pad_edge=False)
-        for name in names():
-            if name in wrong:
-                continue
-            method = get(name)
-            parts = [*method.parts(), *(f"task {task}" for task in method.tasks)]
-            table.add_row(name, ", ".join(parts), method.summary, method.paper or "-", _state(method))
-        if table.row_count:
-            _console().print(table)
+        methods = [get(name) for name in names() if name not in {problem.entry_point for problem in broken}]
+        rows = [
+            (
+                method.name,
+                ", ".join([*method.parts(), *(f"task {task}" for task in method.tasks)]),
+                method.summary,
+                method.paper or "-",
+                _state(method),
+            )
+            for method in methods
+        ]
+        if rows:
+            print_table(("name", "parts", "what it is", "paper", "state"), rows, left=5)
         elif not broken:
             print("no plugin with a method is installed")
         for problem in broken:
@@ -433,42 +435,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"deocc {deocc.__version__}")
         return 0
-    command: Any = tyro.cli(
-        Command,
-        prog="deocc",
-        args=arguments,
-        description="Restore occluded faces, and measure whether that helped. Restored pixels are invented.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    debug = False
     shown = warnings.showwarning
     warnings.showwarning = _warn
     try:
+        command: Any = tyro.cli(
+            Command,
+            prog="deocc",
+            args=arguments,
+            description="Restore occluded faces, and measure whether that helped. Restored pixels are invented.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+        debug = command.debug
         return int(command.run())
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on where it stopped")
         return 130
     except BrokenPipeError:
         # The reader has gone, as with "deocc methods | head": nothing more can be said, at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except DeoccError as error:
-        if command.debug:
-            traceback.print_exc()
-        _complain(str(error))
-        return error.exit_code
-    except OSError as error:
-        if command.debug:
-            traceback.print_exc()
-        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
-        if command.debug:
+        if debug:
             traceback.print_exc()
-        text = " ".join(str(error).split())
-        _complain(f"this should not have happened: {type(error).__name__}: {text} (--debug shows where)")
-        return 1
+        _complain(_sentence(error))
+        return error.exit_code if isinstance(error, DeoccError) else 1
     finally:
         warnings.showwarning = shown
+
+
+def _sentence(error: Exception) -> str:
+    """What is said of an error: one sentence."""
+    if isinstance(error, DeoccError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this"
+    text = " ".join(str(error).split())
+    return f"this should not have happened: {type(error).__name__}: {text} (--debug shows where)"
 
 
 def _source(kind: str, root: Path, split: str | None) -> Any:
@@ -528,13 +533,6 @@ def _progress(label: str) -> Any:
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
     return bar()
-
-
-def _console() -> Any:
-    """Standard output for tables; in a file or a pipe lines are as long as they need to be."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=10_000, soft_wrap=True)
 
 
 def _complain(sentence: str) -> None:

@@ -26,7 +26,7 @@ from deocc.method import Recognizer, Restorer
 from deocc.metrics import occlusion_iou, psnr, ssim
 from deocc.occlude import fingerprint, occlude
 from deocc.plugins import get, load, packaged_weights
-from deocc.report import INVENTED, Picture, Row, Table, contact_sheet, html
+from deocc.report import INVENTED, Picture, Row, Table, contact_sheet, html, print_table
 from deocc.unmasking import unmask
 
 KINDS = ("surgical", "cloth", "kn95", "n95")
@@ -231,19 +231,5 @@ def _write(shown: Sequence[Shown], out: Path, method: str, seed: int) -> None:
     )
     with atomic_write(out / "report.html") as file:
         file.write(page.encode())
-    _print_table(rows, mean.cells())
+    print_table(_COLUMNS, [*rows, mean.cells()], left=2)
     print(f"{INVENTED} Pictures: {out / 'contact_sheet.png'}; report: {out / 'report.html'}")
-
-
-def _print_table(rows: Sequence[Sequence[str]], mean: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table as Columns
-
-    table = Columns(box=None, pad_edge=False)
-    for index, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index < 2)
-    for row in (*rows, mean):
-        table.add_row(*row)
-    console = Console()
-    # A file or a pipe has no width; rich would take it to be 80.
-    (console if console.is_terminal else Console(width=120)).print(table)

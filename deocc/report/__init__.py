@@ -1,9 +1,10 @@
-"""Showing results: a contact sheet (one picture) and a report (one self-contained HTML file).
+"""Showing results: a contact sheet (one picture), a report (one self-contained HTML file), a table on the terminal.
 
-Both say that restored pixels are invented, because a picture travels further than the page it came from.
+Sheet and report say that restored pixels are invented, because a picture travels further than the page it came from.
 """
 
 from deocc.report.html import Picture, Row, Table, html
 from deocc.report.sheet import INVENTED, contact_sheet
+from deocc.report.terminal import print_table
 
-__all__ = ["INVENTED", "Picture", "Row", "Table", "contact_sheet", "html"]
+__all__ = ["INVENTED", "Picture", "Row", "Table", "contact_sheet", "html", "print_table"]
