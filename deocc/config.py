@@ -19,9 +19,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Union, cast
 
-from deocc.errors import InputError, PluginError, UsageError
+from deocc.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 __all__ = [
     "did_you_mean",
@@ -122,7 +125,7 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
 def recipes(method: HasConfig) -> tuple[str, ...]:
     """The names of the recipes packaged with a method: ``recipes/<name>.toml`` in its configuration's package."""
     folder = _recipe_folder(method)
-    if not folder.is_dir():
+    if folder is None:
         return ()
     return tuple(sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")))
 
@@ -144,13 +147,13 @@ def recipe(method: HasConfig, name_or_path: str | Path | None = None) -> Any:
         return from_dict(cls, {})
     if isinstance(name_or_path, Path) or name_or_path.endswith(".toml") or "/" in name_or_path or "\\" in name_or_path:
         return from_toml(cls, Path(name_or_path))
-    known = recipes(method)
-    if name_or_path not in known:
+    folder, known = _recipe_folder(method), recipes(method)
+    if folder is None or name_or_path not in known:
         raise UsageError(
             f"method {method.name!r} has no recipe {name_or_path!r}; {did_you_mean(name_or_path, known)}"
             " (a file is given as a path that ends in .toml)"
         )
-    text = _recipe_folder(method).joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+    text = folder.joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
     return _from_text(cls, text, f"recipe {name_or_path!r} of method {method.name!r}")
 
 
@@ -162,12 +165,13 @@ def _from_text(cls: type[T], text: str, source: str) -> T:
     return from_dict(cls, values, source=source)
 
 
-def _recipe_folder(method: HasConfig) -> Any:
+def _recipe_folder(method: HasConfig) -> Traversable | None:
     package = method.resolve("config").__module__.partition(".")[0]
     try:
-        return importlib.resources.files(package).joinpath("recipes")
-    except (ModuleNotFoundError, TypeError) as error:
-        raise PluginError(f"method {method.name!r}: its configuration's package {package!r} has no folder") from error
+        folder = importlib.resources.files(package).joinpath("recipes")
+    except (ModuleNotFoundError, TypeError):  # a single module has no folder
+        return None
+    return folder if folder.is_dir() else None
 
 
 def _require_dataclass(cls: type) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -85,7 +85,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
     Modules and the metadata of the distribution ``fake-<name>`` (or ``distribution``) go to a folder on ``sys.path``,
     for the time of the test: ``fake_<name>`` with METHOD, and ``fake_<name>_parts``. In ``extra`` and ``method``,
-    ``{module}`` stands for ``fake_<name>``.
+    ``{module}`` stands for ``fake_<name>``. ``more`` is added to the parts, and ``edits`` (old, new) replaces pieces.
     """
     folder = tmp_path / "plugins"
     folder.mkdir()
@@ -101,13 +101,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         named: str = "",
         extra: str = 'restorer="{module}_parts:Halve",',
         parts: str = PARTS,
+        more: str = "",
         method: str = METHOD,
+        edits: Sequence[tuple[str, str]] = (),
     ) -> None:
         distribution = distribution or f"fake-{name}"
         module = distribution.replace("-", "_")
         words = {"api": api, "name": named or name, "module": module, "extra": extra.format(module=module)}
-        (folder / f"{module}.py").write_text(textwrap.dedent(method).format(**words))
-        (folder / f"{module}_parts.py").write_text(textwrap.dedent(parts))
+        sources = [textwrap.dedent(method).format(**words), textwrap.dedent(parts) + textwrap.dedent(more)]
+        for old, new in edits:
+            assert any(old in source for source in sources), f"nothing to edit: {old}"
+            sources = [source.replace(old, new) for source in sources]
+        (folder / f"{module}.py").write_text(sources[0])
+        (folder / f"{module}_parts.py").write_text(sources[1])
         info = folder / f"{module}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
