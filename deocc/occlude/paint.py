@@ -140,12 +140,14 @@ def curve(points: Sequence[tuple[float, float]], steps: int = 6) -> F64:
 def ribbon(points: F64, width: float | F64) -> F64:
     """The outline (2n, 2) of a band along ``points`` (n, 2); ``width`` is its full width, for each point or for all."""
     along = np.empty_like(points)
-    along[1:-1] = points[2:] - points[:-2]
-    along[0] = points[1] - points[0]
-    along[-1] = points[-1] - points[-2]
-    length = np.maximum(np.sqrt(along[:, 0] * along[:, 0] + along[:, 1] * along[:, 1]), 1e-6)
-    half = 0.5 * np.asarray(width, np.float64) / length
-    normal = np.stack([-along[:, 1] * half, along[:, 0] * half], axis=1)
+    np.subtract(points[2:], points[:-2], along[1:-1])
+    np.subtract(points[1], points[0], along[0])
+    np.subtract(points[-1], points[-2], along[-1])
+    x, y = along[:, 0], along[:, 1]
+    half = 0.5 * width / np.maximum(np.sqrt(x * x + y * y), 1e-6)
+    normal = np.empty_like(points)
+    np.multiply(y, -half, normal[:, 0])
+    np.multiply(x, half, normal[:, 1])
     return np.concatenate([points + normal, (points - normal)[::-1]])
 
 
@@ -168,16 +170,24 @@ def bounds(polygons: Sequence[F64], shape: tuple[int, int], margin: float) -> Bo
     return Box(top, left, bottom, right)
 
 
+def _fixed(points: F64, box: Box) -> NDArray[np.int32]:
+    """Pixels of the whole image -> sixteenths of a pixel of the box, clipped so that OpenCV cannot overflow."""
+    corners = np.empty(points.shape)
+    np.subtract(points[:, 0], box.left, corners[:, 0])
+    np.subtract(points[:, 1], box.top, corners[:, 1])
+    corners *= 16.0
+    np.minimum(np.maximum(corners, -160000, out=corners), 160000, out=corners)
+    return np.rint(corners, corners).astype(np.int32)
+
+
 def cover(alpha: U8, box: Box, polygon: F64, value: int = 255) -> None:
     """Fill ``polygon`` (n, 2), in pixels of the whole image, into the part ``alpha`` of it, with soft edges."""
-    corners = np.clip((polygon - (box.left, box.top)) * 16.0, -160000, 160000)
-    cv2.fillPoly(alpha, [np.rint(corners).astype(np.int32)], value, cv2.LINE_AA, 4)
+    cv2.fillPoly(alpha, [_fixed(polygon, box)], value, cv2.LINE_AA, 4)
 
 
 def trace(alpha: U8, box: Box, path: F64, width: int) -> None:
     """Draw a round brush of ``width`` whole pixels along ``path`` (n, 2), in pixels of the whole image."""
-    corners = np.clip((path - (box.left, box.top)) * 16.0, -160000, 160000)
-    cv2.polylines(alpha, [np.rint(corners).astype(np.int32)], False, 255, width, cv2.LINE_AA, 4)
+    cv2.polylines(alpha, [_fixed(path, box)], False, 255, width, cv2.LINE_AA, 4)
 
 
 def soften(plane: U8, sigma: float) -> U8:
