@@ -247,7 +247,8 @@ class Recognizer(Part):
         norm = embedding.norm(dim=1, keepdim=True)
         if not bool((torch.isfinite(norm) & (norm > 0)).all()):
             raise InputError(f"{type(self).__name__} returned an embedding that is zero or not finite")
-        return embedding / norm
+        unit: Tensor = embedding / norm
+        return unit
 
 
 class Engine(Protocol):
