@@ -23,7 +23,7 @@ _MODEL = "models/face_detection_yunet_2026may.onnx"
 _SMALL = 320  # longer side of the small copy, in pixels
 _SETTLING = (224, 288)  # longer side of the copies in which a found face is looked at again
 _MOST_ENLARGED = 4.0
-_MARGIN = 16
+_LOG_ERRORS = 2  # OpenCV's level that keeps errors and drops warnings
 _SAME = 0.5  # boxes that share more than this of the smaller one show the same face
 
 
@@ -82,12 +82,12 @@ class Detector:
             InputError: not such an array.
         """
         check_image(image, "the photo")
-        longer = max(image.shape[:2])
         # YuNet knows faces of 10 to 300 pixels: one look at a small copy for those that fill the photo, where it would
         # see parts of a face as faces, and one at a large copy for the small ones.
-        rows = self._look(image, _SMALL)
-        if longer > _SMALL:
-            rows = np.concatenate([rows, self._look(image, min(self.max_size, longer))])
+        copy = _resized(image, min(self.max_size, max(image.shape[:2])))
+        rows = self._look(_resized(copy, _SMALL), image.shape)
+        if max(copy.shape) > _SMALL:
+            rows = np.concatenate([rows, self._look(copy, image.shape)])
         settled = (self._settle(image, row) for row in _distinct(rows))
         faces = [
             Face(row[:4].astype(np.float32), row[4:14].reshape(5, 2).astype(np.float32), float(row[14]))
@@ -103,21 +103,13 @@ class Detector:
         what is no face is seldom taken for one again: None unless half of the looks agree.
         """
         side = 2 * float(row[2:4].max())
-        low = np.clip(np.floor(row[:2] + row[2:4] / 2 - side / 2), 0, None).astype(int)
-        high = np.ceil(row[:2] + row[2:4] / 2 + side / 2).astype(int)
+        low = np.floor(row[:2] + row[2:4] / 2 - side / 2).clip(min=0).astype(int)
+        high = np.ceil(row[:2] + row[2:4] / 2 + side / 2).clip(min=0).astype(int)
         part = image[low[1] : high[1], low[0] : high[0]]
         if part.size == 0:  # a face said to lie wholly beyond the border
             return None
-        width = part.shape[1]
-        looks: list[Rows] = []
-        for size in _SETTLING:
-            looks.append(self._look(part, size))
-            mirrored = self._look(part[:, ::-1], size)
-            mirrored[:, 0] = width - 1 - mirrored[:, 0] - mirrored[:, 2]
-            points = mirrored[:, 4:14].reshape(-1, 5, 2)[:, [1, 0, 2, 4, 3]]
-            points[..., 0] = width - 1 - points[..., 0]
-            mirrored[:, 4:14] = points.reshape(-1, 10)
-            looks.append(mirrored)
+        copies = [_resized(part, size) for size in _SETTLING]
+        looks = [self._look(copy, part.shape, mirrored) for copy in copies for mirrored in (False, True)]
         row[:2] -= low
         same = [rows[_overlap(row, rows) > _SAME] for rows in looks]
         if 2 * sum(len(rows) > 0 for rows in same) < len(looks):
@@ -127,15 +119,14 @@ class Detector:
         mean[4:14] += np.tile(low, 5)
         return mean
 
-    def _look(self, image: Array, longer: int) -> Rows:
-        """What the network finds in a copy whose longer side is ``longer`` pixels, at most four times the image's."""
-        height, width = image.shape[:2]
-        scale = min(longer / max(height, width), _MOST_ENLARGED)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    def _look(self, copy: Array, shape: tuple[int, ...], mirrored: bool = False) -> Rows:
+        """What the network finds in a resized ``copy`` of an image of ``shape``, in that image's pixels."""
+        height, width = copy.shape[:2]
         # A face that the photo's border cuts has its centre beyond it, where the network would not look.
-        margin = max(_MARGIN, max(size) // 8)
-        copy = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        margin = min(max(max(height, width) // 8, 16), 48)
         padded = cv2.copyMakeBorder(copy[..., ::-1], margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+        if mirrored:
+            padded = cv2.flip(padded, 1)
         with self._lock, _quiet_opencv():
             if self._network is None:
                 self._network = _load(self.score)
@@ -145,12 +136,28 @@ class Detector:
             return np.empty((0, 15))
         rows: Rows = found.astype(np.float64)
         rows = rows[np.isfinite(rows).all(axis=1) & (rows[:, 2:4] > 0).all(axis=1)]
-        stretch = np.array([width / size[0], height / size[1]])
-        # Centres of pixels: x = (x_small + 1/2) * stretch - 1/2.
+        points = rows[:, 4:14].reshape(-1, 5, 2)
+        if mirrored:
+            rows[:, 0] = padded.shape[1] - 1 - rows[:, 0] - rows[:, 2]
+            points[..., 0] = padded.shape[1] - 1 - points[..., 0]
+            points = points[:, [1, 0, 2, 4, 3]]
+        stretch = np.array([shape[1] / width, shape[0] / height])
+        # Centres of pixels: x = (x_copy + 1/2) * stretch - 1/2.
         rows[:, :2] = (rows[:, :2] - margin + 0.5) * stretch - 0.5
         rows[:, 2:4] *= stretch
-        rows[:, 4:14] = ((rows[:, 4:14].reshape(-1, 5, 2) - margin + 0.5) * stretch - 0.5).reshape(-1, 10)
+        rows[:, 4:14] = ((points - margin + 0.5) * stretch - 0.5).reshape(-1, 10)
         return rows
+
+
+def _resized(image: Array, longer: int) -> Array:
+    """The image with a longer side of ``longer`` pixels, or enlarged as far as makes sense."""
+    height, width = image.shape[:2]
+    scale = min(longer / max(height, width), _MOST_ENLARGED)
+    if scale == 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=interpolation).astype(np.uint8, copy=False)
 
 
 def _load(score: float) -> cv2.FaceDetectorYN:
@@ -179,9 +186,9 @@ def _overlap(row: Rows, others: Rows) -> Rows:
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Hold back OpenCV's log: version 5 warns at every start of a network that it runs on the default target."""
-    logging = cv2.utils.logging
+    logging: Any = getattr(cv2.utils, "logging", cv2)  # where the two functions were before version 5
     level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    logging.setLogLevel(_LOG_ERRORS)
     try:
         yield
     finally:

@@ -204,11 +204,12 @@ def test_nothing_is_printed_and_nothing_loaded_before_it_is_needed() -> None:
 import sys, numpy as np, cv2
 from deocc.faces import Detector
 assert "torch" not in sys.modules
-level = cv2.utils.logging.getLogLevel()
+logging = getattr(cv2.utils, "logging", cv2)
+level = logging.getLogLevel()
 detector = Detector()
 assert detector._network is None
 detector.detect(np.zeros((64, 64, 3), np.uint8))
-assert cv2.utils.logging.getLogLevel() == level
+assert logging.getLogLevel() == level
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
