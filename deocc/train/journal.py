@@ -36,7 +36,11 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             with atomic_write(path) as file:
                 file.write("".join(line + "\n" for line in kept).encode())
         try:

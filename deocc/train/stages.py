@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-import deocc
 from deocc import config as configuration
 from deocc import plugins, weights
 from deocc.data import PackedFaces, concatenate
@@ -175,12 +175,13 @@ def _trainings(config: Any) -> Iterator[Training]:
 
 
 def _versions(method: Method) -> dict[str, str]:
-    import torch
-
-    found = {"deocc": deocc.__version__, "torch": torch.__version__}
-    for entry in entry_points(group="deocc.methods", name=method.name):
-        if entry.dist is not None:
-            found[entry.dist.name] = entry.dist.version
+    """The versions of deocc, torch and the method's distribution, as far as these are installed."""
+    names = ["deocc", "torch"]
+    names += [entry.dist.name for entry in entry_points(group="deocc.methods", name=method.name) if entry.dist]
+    found = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -92,7 +93,8 @@ def _start_worker(worker: int, *, parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # torch's workers watch their parent, but one whose parent was killed before the watch began would wait for ever.
-    if os.getppid() != parent:
+    # (The server of the start method "forkserver" stands in between, and goes with its own parent.)
+    if os.getppid() != parent and multiprocessing.get_start_method() != "forkserver":
         os._exit(1)
     # A forked child has inherited OpenCV's thread pool without its threads. 0 means "no threads, leave the pool alone"
     # (1 would join the pool's threads, which do not exist here, and hang).
