@@ -231,9 +231,9 @@ class Pack(Verb):
         from deocc.data import pack
         from deocc.faces import Crop
 
+        crop = Crop(self.size, self.zoom)
         source = _source(self.kind, self.source, self.split)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        crop = Crop(self.size, self.zoom)
         with _progress(f"packing {self.source}") as progress:
             report = pack(source, self.out, crop=crop, limit=self.limit, workers=self.workers, progress=progress)
         for name, note in report.notes.items():
@@ -519,7 +519,7 @@ def _outcome(outcome: Outcome, verb: str) -> int:
 
 
 def _progress(label: str) -> Any:
-    """A context that yields a function of (done, all) and shows a bar with it on standard error."""
+    """A context that yields a function of (done, all) and shows a bar with it, if standard error is a terminal."""
     from contextlib import contextmanager
 
     from rich.console import Console
@@ -528,7 +528,8 @@ def _progress(label: str) -> Any:
     @contextmanager
     def bar() -> Any:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task(label, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -476,7 +476,12 @@ def _identity(path: Path) -> list[int] | None:
 
 
 def _fingerprint(settings: Mapping[str, Any], inputs: Iterable[Path]) -> str:
-    content = {"settings": dict(settings), "inputs": [sha256(path) for path in inputs]}
+    digests = []
+    for path in inputs:
+        if path.exists() and not path.is_file():  # a pipe might never end
+            raise InputError(f"{path} is not a file")
+        digests.append(sha256(path))
+    content = {"settings": dict(settings), "inputs": digests}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
