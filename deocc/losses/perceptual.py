@@ -35,6 +35,9 @@ class LPIPS(nn.Module):
     gradients flow to both images.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
         try:

@@ -40,7 +40,7 @@ class OccludedFaces(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         position = index % len(self.faces)
-        image = np.ascontiguousarray(self.faces.images[position])
+        image = np.array(self.faces.images[position])
         landmarks = self.faces.landmarks[position]
         generator = np.random.default_rng([self.seed, index])
         occluded_share = 1.0
