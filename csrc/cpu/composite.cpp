@@ -28,7 +28,7 @@ DEOCC_INLINE void blend(const T* __restrict image, const T* __restrict fill, con
   }
 }
 
-// by_occlusion receives each element's share; the caller sums it over the channels.
+// Adds each element's share to by_occlusion.
 template <class T, class F>
 DEOCC_INLINE void blend_backward(const T* __restrict gradient, const T* __restrict image, const T* __restrict fill,
                                  const T* __restrict occlusion, T* __restrict by_image, T* __restrict by_fill,
@@ -37,7 +37,7 @@ DEOCC_INLINE void blend_backward(const T* __restrict gradient, const T* __restri
     const F o = occlusion[k], g = gradient[k];
     by_image[k] = static_cast<T>((F(1) - o) * g);
     by_fill[k] = static_cast<T>(o * g);
-    by_occlusion[k] = g * (static_cast<F>(fill[k]) - static_cast<F>(image[k]));
+    by_occlusion[k] += g * (static_cast<F>(fill[k]) - static_cast<F>(image[k]));
   }
 }
 
@@ -132,16 +132,16 @@ std::tuple<Tensor, Tensor, Tensor> composite_backward(const Tensor& gradient_, c
     const int64_t width = planes.channels_last() ? planes.channels : 1;
     for_blocks(planes, static_cast<const T*>(occlusion.const_data_ptr()),
                [&](int64_t at, int64_t pixel, int64_t count, const T* o) {
-                 thread_local std::vector<F> share, sum;
-                 share.resize(count * width);
-                 sum.assign(count, F(0));
+                 thread_local std::vector<F> sums;
+                 sums.assign(count * width, F(0));
                  for (int64_t c = 0; c < rows; ++c, at += planes.pixels) {
-                   row_backward(g + at, i + at, f + at, o, to_image + at, to_fill + at, share.data(), count * width);
-                   for (int64_t k = 0; k < count; ++k) {
-                     for (int64_t w = 0; w < width; ++w) sum[k] += share[k * width + w];
-                   }
+                   row_backward(g + at, i + at, f + at, o, to_image + at, to_fill + at, sums.data(), count * width);
                  }
-                 std::transform(sum.begin(), sum.end(), to_occlusion + pixel, [](F s) { return static_cast<T>(s); });
+                 for (int64_t k = 0; k < count; ++k) {
+                   F sum = 0;
+                   for (int64_t w = 0; w < width; ++w) sum += sums[k * width + w];
+                   to_occlusion[pixel + k] = static_cast<T>(sum);
+                 }
                });
   });
   return {by_image, by_fill, by_occlusion};
