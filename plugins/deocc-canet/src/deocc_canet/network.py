@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) -> the same shape."""
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
@@ -37,6 +40,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width, H, W) -> the same shape."""
         n, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, h * w).transpose(-1, -2).unbind(1)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, h, w)
@@ -62,14 +66,14 @@ class EncoderDecoder(nn.Module):
             nn.Sequential(*(ResidualBlock(width) for _ in range(max(1, blocks - 1)))) for width in widths[:-1]
         )
         self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths)
         )
         middle: list[nn.Module] = [ResidualBlock(widths[-1]) for _ in range(blocks)]
         if attention:
             middle.insert(1, SelfAttention(widths[-1]))
         self.middle = nn.Sequential(*middle)
         self.up = nn.ModuleList(
-            nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(b, 4 * a, 1) for a, b in itertools.pairwise(widths)
         )
         self.merge = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for width in widths[:-1])
         self.decoder = nn.ModuleList(
@@ -78,6 +82,7 @@ class EncoderDecoder(nn.Module):
         self.head = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H, W)."""
         x = self.stem(F.pixel_unshuffle(x, 2))
         skips = []
         for encode, down in zip(self.encoder, self.down, strict=True):
@@ -98,6 +103,7 @@ class Finder(nn.Module):
         self.body = EncoderDecoder(3, 1, config.finder_widths, blocks=1, attention=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 1, H, W)."""
         return self.body(image * 2 - 1)
 
 
@@ -112,6 +118,7 @@ class Completer(nn.Module):
         self.body = EncoderDecoder(4, 3, config.widths, config.blocks, attention=True)
 
     def forward(self, image: Tensor, occlusion: Tensor) -> Tensor:
+        """(N, 3, H, W), (N, 1, H, W) -> (N, 3, H, W)."""
         return self.body(torch.cat(((image * 2 - 1) * (1 - occlusion), occlusion), 1)) * 0.5 + 0.5
 
 
@@ -137,10 +144,11 @@ class Discriminator(nn.Module):
         widths = (width, 2 * width, 4 * width, 4 * width)
         spectral = nn.utils.parametrizations.spectral_norm
         layers: list[nn.Module] = [spectral(nn.Conv2d(16, widths[0], 3, padding=1)), nn.LeakyReLU(0.2)]
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in itertools.pairwise(widths):
             layers += [spectral(nn.Conv2d(a, b, 4, 2, 1)), nn.LeakyReLU(0.2)]
         layers.append(spectral(nn.Conv2d(widths[-1], 1, 3, padding=1)))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor, occlusion: Tensor) -> Tensor:
+        """(N, 3, H, W), (N, 1, H, W) -> (N, 1, H/16, W/16)."""
         return self.layers(F.pixel_unshuffle(torch.cat((image * 2 - 1, occlusion), 1), 2))

@@ -169,7 +169,7 @@ class Completion(Task):
 
     @torch.no_grad()
     def evaluate(self, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """Of the averaged network: PSNR inside the true occlusion when it is given and when it is found, and the IoU."""
+        """Of the averaged network: PSNR inside the true occlusion, given and found, and how well it is found (IoU)."""
         image, occluded, occlusion = _to_float(batch, self._average_device)
         hole = (occlusion > 0).float()
         probability = torch.sigmoid(self.average.finder(occluded))
