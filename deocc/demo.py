@@ -102,7 +102,7 @@ def demo(
 
     Raises:
         UsageError, PluginError, WeightsError: the method or the matcher cannot be used.
-        MissingDependency: torchmetrics is not installed.
+        MissingDependencyError: torchmetrics is not installed.
         InputError: ``out`` cannot be written, or there is nothing to show.
     """
     restorer = load(method, "restorer", device=device)

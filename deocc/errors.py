@@ -31,5 +31,5 @@ class WeightsError(InputError):
     """A weights file is missing, truncated, a pickle, or belongs to another method."""
 
 
-class MissingDependency(DeoccError, ImportError):
+class MissingDependencyError(DeoccError, ImportError):
     """An optional dependency is needed and is not installed."""

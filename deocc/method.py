@@ -4,8 +4,8 @@ A *method* is one :class:`Method` object, found through the entry-point group ``
 more *parts*: a :class:`Restorer`, an :class:`Occluder`, a :class:`Recognizer`, and the :class:`Task` objects that train
 them. Parts are named as strings (``"package.module:Class"``) and imported when first used.
 
-Conventions that hold everywhere: images are RGB float tensors in [0, 1] of shape (N, 3, H, W); an *occlusion* is a float
-tensor (N, 1, H, W) in [0, 1] where **1 means occluded, to be restored**; embeddings have unit length.
+Conventions that hold everywhere: images are RGB float tensors in [0, 1] of shape (N, 3, H, W); an *occlusion* is a
+float tensor (N, 1, H, W) in [0, 1] where **1 means occluded, to be restored**; embeddings have unit length.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Occluded(NamedTuple):
     parameters: tuple[Mapping[str, Any], ...]
 
 
-class Part(abc.ABC):
+class Part(abc.ABC):  # noqa: B024 (each kind of part has its own abstract method)
     """What restorers, occluders and recognizers share.
 
     A part is built from its method's configuration alone. One that learns puts its ``torch.nn.Module`` in
@@ -378,7 +378,7 @@ def check_images(image: Tensor) -> None:
 
 
 def check_occlusion(occlusion: Tensor, image: Tensor) -> None:
-    """Raise InputError unless ``occlusion`` is (N, 1, H, W) like ``image``, floating point, finite and within [0, 1]."""
+    """Raise InputError unless ``occlusion`` fits ``image``: (N, 1, H, W), floating point, finite, within [0, 1]."""
     if not isinstance(occlusion, Tensor):
         raise InputError(f"the occlusion must be a torch.Tensor (N, 1, H, W), got {type(occlusion).__name__}")
     wanted = (image.shape[0], 1, image.shape[2], image.shape[3])

@@ -19,7 +19,7 @@ SURFACE = {
         "PairedFaces PairedSampler READERS RMFRD RowView Sample Source UnpairedFaces UnpairedSampler VGGFace2 check "
         "concatenate pack read_pairs"
     ),
-    "deocc.errors": "DeoccError InputError MissingDependency PluginError UsageError WeightsError",
+    "deocc.errors": "DeoccError InputError MissingDependencyError PluginError UsageError WeightsError",
     "deocc.faces": "Crop Detector Face TEMPLATE_112 align paste_back",
     "deocc.files": "atomic_write sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",

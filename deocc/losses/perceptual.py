@@ -49,7 +49,8 @@ class LPIPS(nn.Module):
         heads = [tensors.get(f"lin{i}") for i in range(5)]
         if count not in layouts or any(head is None for head in heads):
             raise WeightsError(
-                f"{weights}: wanted conv0..conv4 (AlexNet) or conv0..conv12 (VGG16) and lin0..lin4, got {sorted(tensors)}"
+                f"{weights}: wanted conv0..conv4 (AlexNet) or conv0..conv12 (VGG16) and lin0..lin4, "
+                f"got {', '.join(sorted(tensors))}"
             )
         self.layout = layouts[count]
         self.convolutions = nn.ModuleList()

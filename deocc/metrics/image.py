@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deocc.errors import InputError, MissingDependency, UsageError
+from deocc.errors import InputError, MissingDependencyError, UsageError
 from deocc.method import check_images, check_occlusion
 
 SSIM_WINDOW = 11
@@ -49,7 +49,7 @@ def ssim(image: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
 
     Raises:
         InputError: a shape, dtype or value that does not fit.
-        MissingDependency: torchmetrics is not installed.
+        MissingDependencyError: torchmetrics is not installed.
     """
     _check_pair(image, target, where)
     if min(image.shape[2:]) < SSIM_WINDOW:
@@ -59,7 +59,7 @@ def ssim(image: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise MissingDependency("SSIM needs torchmetrics, which is not installed: pip install 'deocc[eval]'") from error
+        raise MissingDependencyError("SSIM needs torchmetrics, which is not installed: pip install 'deocc[eval]'") from error
     if image.shape[0] == 0:
         return image.new_zeros(0, dtype=torch.float64)
     # float64: the variances are differences of nearly equal numbers.

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, overload
 
 import torch
 
-from deocc.errors import MissingDependency, UsageError
+from deocc.errors import MissingDependencyError, UsageError
 
 _LIBRARY: Final = torch.library.Library("deocc", "DEF")  # type: ignore[no-untyped-call]
 _OPERATORS: Final[dict[str, Operator]] = {}
@@ -122,7 +122,7 @@ class Operator:
 
         Raises:
             UsageError: an environment variable has a value that is not offered.
-            MissingDependency: it would for want of a kernel, and ``DEOCC_STRICT=1`` forbids that.
+            MissingDependencyError: it would for want of a kernel, and ``DEOCC_STRICT=1`` forbids that.
         """
         forced = os.environ.get("DEOCC_BACKEND", "")
         if not forced and not (reason := self._without_kernel(device)):
@@ -135,7 +135,7 @@ class Operator:
                 raise UsageError("DEOCC_BACKEND=reference and DEOCC_STRICT=1 contradict each other; unset one of them")
             return True
         if strict:
-            raise MissingDependency(
+            raise MissingDependencyError(
                 f"deocc.ops.{self.name} has no kernel for {device} here ({reason}), and DEOCC_STRICT=1 forbids the "
                 "slower reference"
             )

@@ -154,7 +154,7 @@ def sheet(faces: PackedFaces, count: int = 24) -> np.ndarray:
     canet, telea = deocc.restorer("canet"), deocc.restorer("opencv-telea")
     rows = []
     for i in range(count):
-        occluded, occlusion, kind = masked(faces, i)
+        occluded, occlusion, _ = masked(faces, i)
         restored = canet(occluded)
         inpainted = telea(occluded, (occlusion > 0).float()).image
         found = restored.occlusion.expand(-1, 3, -1, -1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deocc.errors import InputError, MissingDependency, UsageError
+from deocc.errors import InputError, MissingDependencyError, UsageError
 from deocc.metrics import occlusion_iou, psnr, ssim
 
 
@@ -134,5 +134,5 @@ def test_refuses_small_images_and_thresholds() -> None:
 def test_missing_torchmetrics_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     image = torch.zeros(1, 3, 16, 16)
-    with pytest.raises(MissingDependency, match=r"pip install 'deocc\[eval\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deocc\[eval\]'"):
         ssim(image, image)

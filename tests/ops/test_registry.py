@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import deocc.ops._registry as registry
-from deocc.errors import MissingDependency, UsageError
+from deocc.errors import MissingDependencyError, UsageError
 from deocc.ops import backends, composite
 
 INPUTS = (torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2))
@@ -34,7 +34,7 @@ def test_without_a_kernel_the_reference_computes_and_one_warning_says_why() -> N
 @pytest.mark.usefixtures("no_kernels")
 def test_strict_forbids_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEOCC_STRICT", "1")
-    with pytest.raises(MissingDependency, match=r"composite has no kernel for cpu here \(it is a test\)"):
+    with pytest.raises(MissingDependencyError, match=r"composite has no kernel for cpu here \(it is a test\)"):
         composite(*INPUTS)
 
 
