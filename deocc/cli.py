@@ -230,10 +230,11 @@ class Pack(Verb):
         """Pack."""
         from deocc.data import pack
         from deocc.faces import Crop
+        from deocc.jobs import make_folder
 
         crop = Crop(self.size, self.zoom)
         source = _source(self.kind, self.source, self.split)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out.parent)
         with _progress(f"packing {self.source}") as progress:
             report = pack(source, self.out, crop=crop, limit=self.limit, workers=self.workers, progress=progress)
         for name, note in report.notes.items():

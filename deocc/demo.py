@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 import deocc
 from deocc.errors import DeoccError, InputError
-from deocc.faces import Crop, Detector, Face, align
+from deocc.faces import Crop, Detector, align
 from deocc.files import atomic_write
 from deocc.images import find_images, read_image, to_tensor, write_image
+from deocc.jobs import make_folder
 from deocc.method import Recognizer, Restorer
 from deocc.metrics import occlusion_iou, psnr, ssim
 from deocc.occlude import fingerprint, occlude
@@ -140,12 +141,14 @@ def _show(path: Path, kind: str, seed: int, restorer: Restorer, recognizer: Reco
         raise InputError(f"{path}: no face was found")
     original = faces[0]
     made = occlude(photo, original.landmarks, seed, kinds=[kind])
-    found = detector.detect(made.image)
-    if not found or not _same(original, found[0]):
-        raise InputError(f"{path}: the face was not found again once it was masked")
     given = None if restorer.finds_occlusion else made.occlusion
-    result = unmask(made.image, occlusion=given, faces="largest", restorer=restorer, detector=detector)
+    try:
+        result = unmask(made.image, occlusion=given, faces="largest", restorer=restorer, detector=detector)
+    except InputError as error:
+        raise InputError(f"{path}, once it was masked: {error}") from error
     face = result.faces[0]
+    if not _same(original.landmarks, face.landmarks):
+        raise InputError(f"{path}, once it was masked: another face was found than before")
 
     crop = Crop(restorer.crop_size, restorer.crop_zoom)
     before, after = (to_tensor(align(image, face.landmarks, crop)) for image in (photo, result.photo))
@@ -177,18 +180,15 @@ def _show(path: Path, kind: str, seed: int, restorer: Restorer, recognizer: Reco
     )
 
 
-def _same(one: Face, other: Face) -> bool:
+def _same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
     """True when two faces lie in about the same place: their landmarks are less than half the eyes' distance apart."""
-    eyes = float(np.linalg.norm(one.landmarks[0] - one.landmarks[1]))
-    return float(np.linalg.norm(one.landmarks - other.landmarks, axis=1).mean()) < eyes / 2
+    eyes = float(np.linalg.norm(one[0] - one[1]))
+    return float(np.linalg.norm(one - other, axis=1).mean()) < eyes / 2
 
 
 def _write(shown: Sequence[Shown], out: Path, method: str, seed: int) -> None:
     """The sheet and the report into the folder, the table to the terminal."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {out} cannot be made ({error.strerror})") from error
+    make_folder(out)
     rows = [one.cells() for one in shown]
     figures = ("psnr", "ssim", "iou", "occluded", "restored")
     means = {name: sum(getattr(one, name) for one in shown) / len(shown) for name in figures}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from deocc.unmasking import UnmaskedFace, UnmaskResult
 
-__all__ = ["Item", "Outcome", "find", "occlude", "run", "unmask"]
+__all__ = ["Item", "Outcome", "find", "make_folder", "occlude", "run", "unmask"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,22 @@ class Outcome:
     done: tuple[Item, ...]
     skipped: tuple[Item, ...]
     failures: tuple[str, ...]
+
+
+def make_folder(path: Path) -> bool:
+    """Make a folder to write to, with those around it; True when it was not there before.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        missing = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place or above it" if blocked else error.strerror
+        raise InputError(f"the folder {path} cannot be made ({reason})") from error
+    return missing
 
 
 def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Item], list[str]]:
@@ -118,12 +134,7 @@ def run(
     Raises:
         InputError: ``out`` cannot be a folder.
     """
-    try:
-        made = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "there is a file of that name" if out.exists() else error.strerror
-        raise InputError(f"the folder {out} cannot be made ({reason})") from error
+    made = make_folder(out)
     journal = _Journal(out, name)
     photos = {item.photo.resolve() for item in items}
     done, skipped, failures = [], [], []

@@ -137,6 +137,8 @@ def read_occlusion(occlusion: str | Path | NDArray[np.uint8], photo: NDArray[np.
         name, grey = "the occlusion", occlusion
         if grey.dtype != np.uint8 or grey.ndim != 2:
             raise InputError(f"the occlusion must be a uint8 array (H, W), got {grey.dtype} {grey.shape}")
+    elif not isinstance(occlusion, str | Path):
+        raise InputError(f"the occlusion must be a path or a uint8 array (H, W), got {type(occlusion).__name__}")
     else:
         name, grey = str(occlusion), read_image(occlusion).max(axis=2)
     if grey.shape != photo.shape[:2]:
