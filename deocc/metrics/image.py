@@ -59,7 +59,9 @@ def ssim(image: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise MissingDependencyError("SSIM needs torchmetrics, which is not installed: pip install 'deocc[eval]'") from error
+        raise MissingDependencyError(
+            "SSIM needs torchmetrics, which is not installed: pip install 'deocc[eval]'"
+        ) from error
     if image.shape[0] == 0:
         return image.new_zeros(0, dtype=torch.float64)
     # float64: the variances are differences of nearly equal numbers.
