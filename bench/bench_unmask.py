@@ -73,8 +73,8 @@ def test_files(benchmark: Any, masked: list[tuple[Path, Path]], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("method", ["canet", "opencv-telea"])
-def test_restorer_alone(benchmark: Any, masked: list[tuple[Path, Path]], device: str, method: str) -> None:
-    """What a whole photo costs without reading and writing files."""
+def test_in_memory(benchmark: Any, masked: list[tuple[Path, Path]], device: str, method: str) -> None:
+    """The whole job without reading and writing files."""
     restorer, detector = _restorer(method, device), Detector()
     photos = [read_image(photo) for photo, _ in masked]
     given: list[np.ndarray | None] = [None] * len(masked)

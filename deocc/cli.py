@@ -230,7 +230,7 @@ class Pack(Verb):
         """Pack."""
         from deocc.data import pack
         from deocc.faces import Crop
-        from deocc.jobs import make_folder
+        from deocc.files import make_folder
 
         crop = Crop(self.size, self.zoom)
         source = _source(self.kind, self.source, self.split)

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 import deocc
 from deocc.errors import DeoccError, InputError
 from deocc.faces import Crop, Detector, align
-from deocc.files import atomic_write
+from deocc.files import atomic_write, make_folder
 from deocc.images import find_images, read_image, to_tensor, write_image
-from deocc.jobs import make_folder
 from deocc.method import Recognizer, Restorer
 from deocc.metrics import occlusion_iou, psnr, ssim
 from deocc.occlude import fingerprint, occlude

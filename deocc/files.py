@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from deocc.errors import InputError
 
-__all__ = ["atomic_write", "sha256"]
+__all__ = ["atomic_write", "make_folder", "sha256"]
 
 
 @contextlib.contextmanager
@@ -59,6 +59,23 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
         raise
+
+
+def make_folder(path: str | os.PathLike[str]) -> bool:
+    """Make a folder to write to, with those around it; True when it was not there before.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    path = Path(path)
+    try:
+        missing = not path.exists()
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place or above it" if blocked else error.strerror
+        raise InputError(f"the folder {path} cannot be made ({reason})") from error
+    return missing
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

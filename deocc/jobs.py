@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deocc.errors import DeoccError, InputError, UsageError
-from deocc.files import atomic_write, sha256
+from deocc.files import atomic_write, make_folder, sha256
 from deocc.images import IMAGE_SUFFIXES, find_images
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from deocc.unmasking import UnmaskedFace, UnmaskResult
 
-__all__ = ["Item", "Outcome", "find", "make_folder", "occlude", "run", "unmask"]
+__all__ = ["Item", "Outcome", "find", "occlude", "run", "unmask"]
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,6 @@ class Outcome:
     done: tuple[Item, ...]
     skipped: tuple[Item, ...]
     failures: tuple[str, ...]
-
-
-def make_folder(path: Path) -> bool:
-    """Make a folder to write to, with those around it; True when it was not there before.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        missing = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        blocked = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in its place or above it" if blocked else error.strerror
-        raise InputError(f"the folder {path} cannot be made ({reason})") from error
-    return missing
 
 
 def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Item], list[str]]:
