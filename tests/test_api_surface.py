@@ -31,7 +31,9 @@ SURFACE = {
     ),
     "deocc.metrics": "occlusion_iou psnr ssim",
     "deocc.occlude": "Occlusion fingerprint kinds occlude",
-    "deocc.ops": "Backend backends build_info composite composite_uint8",
+    "deocc.ops": (
+        "Backend backends build_info composite composite_uint8 contextual_attention contextual_attention_offsets"
+    ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",
     "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",
     "deocc.scaffold": "KINDS new_plugin",

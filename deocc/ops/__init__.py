@@ -14,5 +14,14 @@ A graph made by ``torch.compile`` keeps what was decided while it was traced.
 
 from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
+from deocc.ops.contextual_attention import contextual_attention, contextual_attention_offsets
 
-__all__ = ["Backend", "backends", "build_info", "composite", "composite_uint8"]
+__all__ = [
+    "Backend",
+    "backends",
+    "build_info",
+    "composite",
+    "composite_uint8",
+    "contextual_attention",
+    "contextual_attention_offsets",
+]

@@ -84,6 +84,14 @@ class Operator:
         """State the derivative of the kernel named like the operator; see :func:`torch.library.register_autograd`."""
         torch.library.register_autograd(f"deocc::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
+    def refuse_derivative(self, kernel: str) -> None:
+        """State that the operator can be differentiated once: asking for a derivative of its backward kernel raises."""
+
+        def refuse(ctx: Any, *gradients: Any) -> Any:
+            raise NotImplementedError(f"deocc.ops.{self.name} has no second derivative, and one was asked for")
+
+        torch.library.register_autograd(f"deocc::{kernel}", refuse, lib=_LIBRARY)
+
     def backends(self) -> dict[str, Backend]:
         """Every backend, in the order of :func:`backends`."""
         return {

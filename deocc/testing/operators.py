@@ -28,6 +28,7 @@ from torch import Tensor
 from deocc import ops
 from deocc.errors import UsageError
 from deocc.ops.reference import composite as composite_reference
+from deocc.ops.reference import contextual_attention as contextual_attention_reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What every operator computes in."""
@@ -158,7 +159,8 @@ def _promises(spec: Spec, backend: str) -> Iterator[tuple[str, Callable[[str], N
             yield f"{label}-compile", partial(_compiles, spec, case)
             if backend != "reference":
                 yield f"{label}-opcheck", partial(_opcheck, spec, case)
-    yield f"{spec.name}-second-derivative", partial(_second_derivative, spec)
+    if spec.twice or backend != "reference":  # plain PyTorch has them always
+        yield f"{spec.name}-second-derivative", partial(_second_derivative, spec)
 
 
 def _require(fits: bool, message: str) -> None:
@@ -300,6 +302,35 @@ def _composite_inputs(
     return draw
 
 
+def _attention_inputs(
+    *shape: int, occlusion: Literal["some", "none", "all"] = "some", spread: float = 0.3
+) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        foreground, background = torch.randn(2, *shape, generator=generator, dtype=torch.float64) * spread
+        if occlusion != "some":
+            return foreground, background, torch.full((shape[0], 1, *shape[2:]), float(occlusion == "all")).double()
+        # A rectangle for each sample, of a size and at a place of its own.
+        edges = torch.rand(shape[0], 4, 1, 1, generator=generator, dtype=torch.float64)
+        y, x = (torch.linspace(0, 1, size, dtype=torch.float64) for size in shape[2:])
+        top, bottom, left, right = edges.mul(0.5).unbind(1)
+        inside = (y[:, None] > top) & (y[:, None] < 1 - bottom) & (x > left) & (x < 1 - right)
+        return foreground, background, inside[:, None].double()
+
+    return draw
+
+
+def _plain_attention(
+    foreground: Tensor,
+    background: Tensor,
+    occlusion: Tensor,
+    *,
+    rate: int = 2,
+    scale: float = 10.0,
+    fuse: bool = True,
+) -> Tensor:
+    return contextual_attention_reference.contextual_attention(foreground, background, occlusion, rate, scale, fuse)
+
+
 SPECS: Mapping[str, Spec] = {
     spec.name: spec
     for spec in (
@@ -350,6 +381,43 @@ SPECS: Mapping[str, Spec] = {
             },
             differentiable=(0, 1, 2),
             twice=True,
+        ),
+        Spec(
+            name="contextual_attention",
+            function=ops.contextual_attention,
+            reference=_plain_attention,
+            kernels={
+                "contextual_attention": lambda x: (x[0], x[1], x[2] != 0, 1, 10.0, True),
+                "contextual_attention_backward": lambda x: (x[0] - 0.5, x[0], x[1], x[2] != 0, 1, 10.0, True),
+                "contextual_attention_offsets": lambda x: (x[0], x[1], x[2] != 0, 1, True),
+            },
+            cases=(
+                Case("smoke", "smoke", _attention_inputs(2, 3, 12, 16)),
+                Case("everything", "edge", _attention_inputs(2, 2, 4, 6, occlusion="all")),
+                Case("nothing", "edge", _attention_inputs(1, 2, 6, 4, occlusion="none")),
+                Case("one-position", "edge", _attention_inputs(1, 1, 2, 2, occlusion="none")),
+                Case("one-row", "edge", _attention_inputs(1, 2, 2, 14, occlusion="none")),
+                Case("one-column", "edge", _attention_inputs(1, 2, 14, 2, occlusion="none")),
+                Case("no-sample", "edge", _attention_inputs(0, 2, 4, 6)),
+                Case("odd", "edge", _attention_inputs(3, 5, 18, 14)),
+                Case("wider-than-a-vector", "edge", _attention_inputs(1, 3, 6, 42)),
+                Case("rate-1", "edge", _attention_inputs(2, 3, 5, 7), {"rate": 1}),
+                Case("rate-3", "edge", _attention_inputs(1, 2, 12, 15), {"rate": 3}),
+                Case("rate-4", "edge", _attention_inputs(1, 2, 16, 28), {"rate": 4}),
+                Case("no-fuse", "edge", _attention_inputs(2, 3, 12, 10), {"fuse": False}),
+                Case("soft", "edge", _attention_inputs(1, 4, 10, 12), {"scale": 0.5}),
+                Case("faint", "edge", _attention_inputs(1, 4, 10, 12, spread=1e-6)),
+                Case("features", "paper", _attention_inputs(1, 128, 64, 64)),
+                Case("large", "large", _attention_inputs(1, 8, 96, 96)),
+            ),
+            tolerances={
+                torch.float64: (1e-9, 1e-11),
+                torch.float32: (1e-4, 1e-4),
+                torch.bfloat16: (1e-2, 1e-2),
+                torch.float16: (2e-3, 2e-3),
+            },
+            differentiable=(0, 1),
+            twice=False,
         ),
     )
 }

@@ -1,0 +1,1255 @@
+// A row of queries at a time: its scores against all keys are a matrix (L, w), key by key, which lies in the cache with
+// those of the few neighbouring rows that the sums along diagonals need. No L x L matrix is ever written. Within a row
+// the work goes by rows of keys, w keys each: sums over columns stay inside such a w x w tile.
+#include "../contextual_attention.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "gemm.h"
+
+namespace deocc {
+namespace {
+
+constexpr int64_t kAlign = 16;       // queries of a row, and channels, are padded to a multiple of this
+constexpr int64_t kDepth = 128;      // keys in one matrix product
+constexpr int64_t kQueryRows = 4;    // rows of queries whose gradients by the background are taken together
+
+int64_t padded(int64_t count) { return (count + kAlign - 1) / kAlign * kAlign; }
+
+// All working memory of a task in one block: the allocator keeps a block of a few MB, and gives back many of them.
+template <class T>
+class Arena {
+ public:
+  void want(T*& where, int64_t count) {
+    wanted_.push_back({&where, total_});
+    total_ += padded(count);
+  }
+
+  // Nothing is set to 0.
+  void allocate() {
+    memory_.reset(static_cast<T*>(std::aligned_alloc(64, total_ * sizeof(T))));
+    if (!memory_) throw std::bad_alloc();
+    for (const auto& [where, offset] : wanted_) *where = memory_.get() + offset;
+  }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { std::free(memory); }
+  };
+  std::vector<std::pair<T**, int64_t>> wanted_;
+  int64_t total_ = 0;
+  std::unique_ptr<T[], Free> memory_;
+};
+
+// One sample: its elements may lie in any order.
+template <class S>
+struct Image {
+  S* data;
+  int64_t channel, row, column;
+
+  static Image of(const Tensor& tensor, S* data, int64_t sample) {
+    return {data + sample * tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+  }
+};
+
+struct Settings {
+  AttentionSizes sizes;
+  double scale;
+  bool fuse;
+
+  int64_t wide() const { return padded(sizes.columns); }        // distance between two keys
+  int64_t row_size() const { return sizes.keys * wide(); }      // scores of a row of queries
+  int64_t channels() const { return padded(sizes.channels); }
+  int64_t panels() const { return (channels() + kPanel - 1) / kPanel; }
+  int64_t subpixels() const { return sizes.rate * sizes.rate; }
+  // Which of the four directions of patch_side the pixel needs.
+  int64_t side(int64_t subpixel) const {
+    const int64_t y = subpixel / sizes.rate, x = subpixel % sizes.rate;
+    return (patch_side(y, sizes.rate) > 0 ? 2 : 0) + (patch_side(x, sizes.rate) > 0 ? 1 : 0);
+  }
+};
+
+// Calls body(vector, width) with a width the compiler knows where it is a common one: loops over it are unrolled.
+template <class T, class Body>
+void by_row(int64_t width, const Body& body) {
+  by_width<T>([&](auto vector) DEOCC_BODY {
+    if (width == 16) {
+      body(vector, std::integral_constant<int, 16>());
+    } else if (width == 32) {
+      body(vector, std::integral_constant<int, 32>());
+    } else if (width == 64) {
+      body(vector, std::integral_constant<int, 64>());
+    } else {
+      body(vector, width);
+    }
+  });
+}
+
+// ---- Steps on `keys` rows of `wide` queries ----
+
+// to = (a + b + c) * factor[key]; without factor, of 1. `pitch` is the distance between keys in `to`.
+template <class T>
+void add_three(const T* a, const T* b, const T* c, const T* factor, T* to, int64_t pitch, int64_t keys, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    const T *__restrict p = a, *__restrict q = b, *__restrict r = c;
+    T* __restrict out = to;
+    for (int64_t k = 0; k < keys; ++k) {
+      const T f = factor ? factor[k] : T(1);
+      for (int64_t x = 0; x < width; x += V::lanes) {
+        V::store(out + x, (V::load(p + x) + V::load(q + x) + V::load(r + x)) * f);
+      }
+      p += width, q += width, r += width, out += pitch;
+    }
+  });
+}
+
+// to[k][x] = from[k - 1][x - 1] + from[k][x] + from[k + 1][x + 1]; `pitch` is the distance between keys in `from`.
+template <class T>
+void add_diagonal(const T* from, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    const T* __restrict in = from;
+    T* __restrict out = to;
+    for (int64_t k = 0; k < keys; ++k) {
+      for (int64_t x = 0; x < width; x += V::lanes) {
+        V::store(out + x, V::load(in + x - pitch - 1) + V::load(in + x) + V::load(in + x + pitch + 1));
+      }
+      in += pitch, out += width;
+    }
+  });
+}
+
+template <class V>
+DEOCC_INLINE typename V::type exponential(const typename V::type& argument) {
+  typename V::type x = argument;
+  if constexpr (std::is_same_v<typename V::Element, float>) {
+    typedef int32_t Integers __attribute__((vector_size(sizeof x)));
+    const float least = -87.f, round = 12582912.f;  // adding and taking away 1.5 * 2^23 rounds to an integer
+    x = x < least ? least + typename V::type{} : x;
+    const typename V::type shifted = x * 1.44269504088896341f + round;
+    const typename V::type n = shifted - round;
+    const typename V::type r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    typename V::type p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.f;
+    // The integer stands in the low bits of `shifted`; moved to the exponent it is a power of 2.
+    const Integers power = ((Integers)shifted << 23) + (127 << 23);
+    return p * (typename V::type)power;
+  } else {
+    for (int lane = 0; lane < V::lanes; ++lane) x[lane] = std::exp(x[lane]);
+    return x;
+  }
+}
+
+constexpr double kLowest = -1e38;
+
+// Exponentials of one row of keys, relative to their maximum, which each row of keys has for itself: so there is no
+// second pass over all keys. weight[key] is 1 or, for an invalid key, 0. Writes maximum[x] and sum[x] too.
+template <class T>
+void exponentials(T* scores, const T* weight, T scale, T* to, T* maximum, T* sum, int64_t keys, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    using Vec = typename V::type;
+    for (int64_t x = 0; x < width; x += V::lanes) {
+      Vec most = Vec{} + T(kLowest), other = most, total{};
+      T* __restrict in = scores + x;
+      for (int64_t k = 0; k < keys; ++k) {
+        const Vec logit = weight[k] != T(0) ? V::load(in + k * width) * scale : Vec{} + T(kLowest);
+        V::store(in + k * width, logit);
+        const Vec larger = logit > most ? logit : most;
+        most = other, other = larger;  // two chains
+      }
+      most = other > most ? other : most;
+      T* __restrict out = to + x;
+      for (int64_t k = 0; k < keys; ++k) {
+        const Vec e = exponential<V>(V::load(in + k * width) - most) * weight[k];
+        total += e;
+        V::store(out + k * width, e);
+      }
+      V::store(maximum + x, most);
+      V::store(sum + x, total);
+    }
+  });
+}
+
+// The numerators of three rows of queries, before, at and after a row, at the row of keys that each is compared with,
+// and what to multiply them with, which begins and ends with zeros.
+template <class T>
+struct Attended {
+  const T *before, *at, *after;
+  const T *factor_before, *factor_at, *factor_after;
+};
+
+// The four T of a row of keys: `to` + side * size, side = 2 (sy > 0) + (sx > 0).
+template <class T>
+void mix(const Attended<T>& e, T* to, int64_t size, int64_t keys, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    using Vec = typename V::type;
+    for (int64_t x = 0; x < width; x += V::lanes) {
+      const Vec f = V::load(e.factor_at + x), fl = V::load(e.factor_at + x - 1), fr = V::load(e.factor_at + x + 1);
+      const Vec b = V::load(e.factor_before + x), bl = V::load(e.factor_before + x - 1),
+                br = V::load(e.factor_before + x + 1);
+      const Vec a = V::load(e.factor_after + x), al = V::load(e.factor_after + x - 1),
+                ar = V::load(e.factor_after + x + 1);
+      const auto at_key = [&](int64_t k, auto left, auto right) DEOCC_BODY {
+        const int64_t here = k * width + x;
+        const T *__restrict p = e.at + here, *__restrict q = e.before + here, *__restrict r = e.after + here;
+        const Vec p0 = V::load(p) * f, q0 = V::load(q) * b, r0 = V::load(r) * a;
+        Vec pl = p0, pr = p0, ql = q0, qr = q0, rl = r0, rr = r0;
+        if constexpr (left.value) {
+          pl += V::load(p - width - 1) * fl;
+          ql += V::load(q - width - 1) * bl;
+          rl += V::load(r - width - 1) * al;
+        }
+        if constexpr (right.value) {
+          pr += V::load(p + width + 1) * fr;
+          qr += V::load(q + width + 1) * br;
+          rr += V::load(r + width + 1) * ar;
+        }
+        T* __restrict out = to + here;
+        V::store(out, pl + ql);
+        V::store(out + size, pr + qr);
+        V::store(out + 2 * size, pl + rl);
+        V::store(out + 3 * size, pr + rr);
+      };
+      const std::true_type yes;
+      const std::false_type no;
+      if (keys == 1) {
+        at_key(0, no, no);
+        continue;
+      }
+      at_key(0, no, yes);
+      for (int64_t k = 1; k + 1 < keys; ++k) at_key(k, yes, yes);
+      at_key(keys - 1, yes, no);
+    }
+  });
+}
+
+// to = the gradients by the numerators' two neighbours along the rows: minus holds those of T with sx = -1, plus with 1.
+template <class T>
+void unmix(const T* minus, const T* plus, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    const T *__restrict m = minus, *__restrict p = plus;
+    T* __restrict out = to;
+    for (int64_t k = 0; k < keys; ++k) {
+      for (int64_t x = 0; x < width; x += V::lanes) {
+        V::store(out + x, V::load(m + x) + V::load(m + x + pitch + 1) + V::load(p + x) + V::load(p + x - pitch - 1));
+      }
+      m += pitch, p += pitch, out += width;
+    }
+  });
+}
+
+// to = a + b + c + d, and sum[x] += the sum over keys of attention times that.
+template <class T>
+void gather_attention_gradient(const T* a, const T* b, const T* c, const T* d, const T* numerators, const T* factor,
+                               T* to, T* sum, int64_t keys, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    for (int64_t x = 0; x < width; x += V::lanes) {
+      typename V::type total{};
+      const typename V::type f = V::load(factor + x);
+      for (int64_t k = x; k < keys * width; k += width) {
+        const typename V::type g = V::load(a + k) + V::load(b + k) + (V::load(c + k) + V::load(d + k));
+        total += V::load(numerators + k) * f * g;
+        V::store(to + k, g);
+      }
+      V::store(sum + x, V::load(sum + x) + total);
+    }
+  });
+}
+
+// From the gradient by the attention, in place, to the gradient by A2: scale * attention * (gradient - sum[x]).
+template <class T>
+void through_softmax(T* gradient, const T* numerators, const T* factor, const T* sum, T scale, int64_t keys,
+                     int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    for (int64_t x = 0; x < width; x += V::lanes) {
+      const typename V::type f = V::load(factor + x) * scale, mean = V::load(sum + x);
+      for (int64_t k = x; k < keys * width; k += width) {
+        V::store(gradient + k, V::load(numerators + k) * f * (V::load(gradient + k) - mean));
+      }
+    }
+  });
+}
+
+// For keys [first, last) of a row of queries: divides the gradient by S, in place, by the norms, and adds to
+// product[key] (kAlign partial sums) what it is before times S = (before + at + after) / norm. `columns` queries count.
+template <class T>
+void through_norm(T* gradient, const T* before, const T* at, const T* after, const T* zeros, const T* inverse,
+                  T* product, int64_t first, int64_t last, int64_t keys, int64_t columns, int64_t wide) {
+  by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
+    using V = decltype(vector);
+    for (int64_t k = first; k < last; ++k) {
+      T* const out = gradient + k * width;
+      for (int64_t x = columns; x < width; ++x) out[x] = T(0);
+      const T* p = before && k >= columns ? before + (k - columns) * width : zeros;
+      const T* q = at + k * width;
+      const T* r = after && k + columns < keys ? after + (k + columns) * width : zeros;
+      typename V::type total{};
+      for (int64_t x = 0; x < width; x += V::lanes) {
+        const typename V::type g = V::load(out + x) * inverse[k];
+        total += g * (V::load(p + x) + V::load(q + x) + V::load(r + x));
+        V::store(out + x, g);
+      }
+      if (product) {
+        T* const sums = product + k * kAlign;
+        V::store(sums, V::load(sums) + total);
+      }
+    }
+  });
+}
+
+// ---- Between images and matrices ----
+
+// Pixel `subpixel` of the cells in rows [begin, end), as a matrix in panels: a row for each cell, a column for each
+// channel, times factor.
+template <class S, class T>
+void pack_cells(const Image<const S>& image, const Settings& set, int64_t subpixel, int64_t begin, int64_t end, T factor,
+                const Panels<T>& to) {
+  const int64_t rate = set.sizes.rate, columns = set.sizes.columns, channels = set.sizes.channels;
+  const S* corner = image.data + subpixel / rate * image.row + subpixel % rate * image.column;
+  const int64_t step = rate * image.column;
+  constexpr int64_t block = 8;  // not more: the rows of many channels lie in the same set of the cache
+  for (int64_t c = 0; c < set.channels(); c += block) {
+    const int64_t present = std::clamp<int64_t>(channels - c, 0, block);
+    for (int64_t y = begin; y < end; ++y) {
+      const S* from = corner + y * rate * image.row + c * image.channel;
+      T* row = to.at((y - begin) * columns, c);
+      for (int64_t x = 0; x < columns; ++x, from += step, row += to.row) {
+        if (present == block) {
+          for (int64_t i = 0; i < block; ++i) row[i] = static_cast<T>(from[i * image.channel]) * factor;
+        } else {
+          for (int64_t i = 0; i < block; ++i) {
+            row[i] = i < present ? static_cast<T>(from[i * image.channel]) * factor : T(0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The same for one row of cells with a row for each channel: to[channel][x].
+template <class S, class T>
+void pack_channels(const Image<const S>& image, const Settings& set, int64_t subpixel, int64_t y, T factor, T* to) {
+  const int64_t rate = set.sizes.rate, columns = set.sizes.columns, wide = set.wide();
+  const S* corner = image.data + (y * rate + subpixel / rate) * image.row + subpixel % rate * image.column;
+  const int64_t step = rate * image.column;
+  by_width<float>([&](auto) DEOCC_BODY {
+    for (int64_t c = 0; c < set.sizes.channels; ++c) {
+      const S* __restrict from = corner + c * image.channel;
+      T* __restrict row = to + c * wide;
+      if (step == 2) {
+        for (int64_t x = 0; x < columns; ++x) row[x] = static_cast<T>(from[2 * x]) * factor;
+      } else {
+        for (int64_t x = 0; x < columns; ++x) row[x] = static_cast<T>(from[x * step]) * factor;
+      }
+    }
+  });
+}
+
+// And back: to pixel `subpixel` of the cells in row y, times factor.
+template <class S, class T>
+void unpack_channels(const T* from, const Settings& set, int64_t subpixel, int64_t y, T factor, const Image<S>& image) {
+  const int64_t rate = set.sizes.rate, columns = set.sizes.columns, wide = set.wide();
+  S* corner = image.data + (y * rate + subpixel / rate) * image.row + subpixel % rate * image.column;
+  const int64_t step = rate * image.column;
+  for (int64_t c = 0; c < set.sizes.channels; ++c) {
+    const T* row = from + c * wide;
+    S* to = corner + c * image.channel;
+    for (int64_t x = 0; x < columns; ++x) to[x * step] = static_cast<S>(row[x] * factor);
+  }
+}
+
+// The inverse of pack_cells, of one row of cells.
+template <class S, class T>
+void unpack_cells(const Panels<T>& from, const Settings& set, int64_t subpixel, int64_t y, const Image<S>& image) {
+  const int64_t rate = set.sizes.rate, columns = set.sizes.columns, channels = set.sizes.channels;
+  S* corner = image.data + (y * rate + subpixel / rate) * image.row + subpixel % rate * image.column;
+  constexpr int64_t block = 8;
+  for (int64_t c = 0; c < channels; c += block) {
+    for (int64_t x = 0; x < columns; ++x) {
+      const T* row = from.at(y * columns + x, c);
+      S* to = corner + x * rate * image.column + c * image.channel;
+      for (int64_t i = 0; i < std::min(block, channels - c); ++i) to[i * image.channel] = static_cast<S>(row[i]);
+    }
+  }
+}
+
+// One sample's background, ready for the products.
+template <class T>
+class Keys {
+ public:
+  T* cells;      // a matrix in panels for each subpixel: (subpixels, panels, L, kPanel)
+  T* inverse;    // 1 / norm
+  T* weight;     // 1 when valid, else 0
+  T* clamped;    // 0 where the norm is the constant 1e-4, else 1
+  int64_t invalid = 0;
+
+  template <class S>
+  Keys(const Settings& set, const Image<const S>& background, const bool* occluded) {
+    arena_.want(cells, set.subpixels() * set.panels() * kPanel * set.sizes.keys);
+    for (T** vector : {&inverse, &weight, &clamped}) arena_.want(*vector, set.sizes.keys);
+    arena_.allocate();
+    fill(set, background, occluded);
+  }
+  Keys(const Keys&) = delete;
+
+  Panels<T> subpixel(const Settings& set, int64_t subpixel) const {
+    const int64_t panel = set.sizes.keys * kPanel;
+    return {cells + subpixel * set.panels() * panel, kPanel, panel};
+  }
+
+ private:
+  template <class S>
+  void fill(const Settings& set, const Image<const S>& background, const bool* occluded) {
+    const AttentionSizes& n = set.sizes;
+    torch::stable::parallel_for(0, set.subpixels() * n.rows, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = i / n.rows, y = i % n.rows;
+        Panels<T> to = subpixel(set, r);
+        to.data += y * n.columns * kPanel;
+        pack_cells(background, set, r, y, y + 1, T(1), to);
+      }
+    });
+    std::vector<T> squares(n.keys);
+    const Panels<T> pixels = subpixel(set, 0);
+    by_width<T>([&](auto) DEOCC_BODY {
+      for (int64_t c = 0; c < set.channels(); c += kAlign) {
+        for (int64_t k = 0; k < n.keys; ++k) {
+          const T* __restrict from = pixels.at(k, c);
+          T partial[kAlign];
+          for (int64_t i = 0; i < kAlign; ++i) partial[i] = from[i] * from[i];
+          for (int64_t half = kAlign / 2; half > 0; half /= 2) {
+            for (int64_t i = 0; i < half; ++i) partial[i] += partial[i + half];
+          }
+          squares[k] += partial[0];
+        }
+      }
+    });
+    invalid = 0;
+    for (int64_t y = 0; y < n.rows; ++y) {
+      for (int64_t x = 0; x < n.columns; ++x) {
+        const int64_t k = y * n.columns + x;
+        T square = 0;
+        bool valid = true;
+        for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n.rows); ++v) {
+          for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n.columns); ++u) {
+            square += squares[v * n.columns + u];
+            valid &= !occluded[v * n.rate * n.width + u * n.rate];
+          }
+        }
+        const T norm = std::sqrt(square);
+        clamped[k] = norm < T(1e-4) ? 0 : 1;
+        inverse[k] = 1 / (norm < T(1e-4) ? T(1e-4) : norm);
+        weight[k] = valid;
+        invalid += !valid;
+      }
+    }
+  }
+
+  Arena<T> arena_;
+};
+
+// The latest rows of some stage, by the number of the row of queries.
+template <class T>
+struct Ring {
+  T* data = nullptr;
+  int64_t rows = 0, size = 0;
+  std::vector<int64_t> held;
+
+  // Steps read, and multiply with 0, up to a vector beyond either end of a row.
+  void ask(Arena<T>& arena, int64_t rows_, int64_t size_) {
+    rows = rows_, size = padded(size_) + 2 * kMargin;
+    held.assign(rows, -1);
+    arena.want(data, rows * size);
+  }
+  void clear() {
+    for (int64_t i = 0; i < rows; ++i) {
+      std::fill_n(data + i * size, kMargin, T(0));
+      std::fill_n(data + (i + 1) * size - kMargin, kMargin, T(0));
+    }
+  }
+  T* operator[](int64_t y) const { return data + y % rows * size + kMargin; }
+  // False, and y's place is taken, when y has yet to be computed.
+  bool has(int64_t y) {
+    if (held[y % rows] == y) return true;
+    held[y % rows] = y;
+    return false;
+  }
+
+  static constexpr int64_t kMargin = 32;
+};
+
+// ---- The two sums of the fuse, over whole rows of queries ----
+
+// First: to[k][x] = v[k - 1][x - 1] + v[k][x] + v[k + 1][x + 1], where x = -1 is left[k] and x = w is right[k] (0 when
+// null). fill(ky, out) writes v of a row of keys, `pitch` apart; finished(first, last) is told of keys that are done.
+template <class T, class Fill, class Finished>
+void diagonal_flat(const AttentionSizes& n, int64_t wide, T* buffer, const T* left, const T* right, T* to,
+                   const Fill& fill, const Finished& finished) {
+  const int64_t pitch = wide + kAlign, columns = n.columns;
+  T* const rows = buffer + kAlign;  // two rows of keys that were, then those of this tile
+  std::fill_n(buffer, 2 * pitch + kAlign, T(0));
+  for (int64_t ky = 0; ky < n.rows; ++ky) {
+    const int64_t k = ky * columns;
+    fill(ky, rows + 2 * pitch);
+    for (int64_t i = 0; i < columns; ++i) {
+      T* row = rows + (i + 2) * pitch;
+      row[-1] = left ? left[k + i] : T(0);
+      row[columns] = right ? right[k + i] : T(0);
+    }
+    const int64_t skip = ky == 0;  // there is no key before the first
+    add_diagonal(rows + (1 + skip) * pitch, pitch, to + (k - 1 + skip) * wide, columns - skip, wide);
+    finished(k - 1 + skip, k - 1 + columns);
+    std::copy(rows + columns * pitch - kAlign, rows + (columns + 2) * pitch, rows - kAlign);
+  }
+  std::fill_n(rows + 2 * pitch - 1, pitch, T(0));
+  add_diagonal(rows + pitch, pitch, to + (n.keys - 1) * wide, 1, wide);
+  finished(n.keys - 1, n.keys);
+}
+
+// Second, of one row of keys: before, at and after are the rows of queries above, at and below. A column of keys
+// continues with the next one.
+template <class T>
+void add_down_columns(const AttentionSizes& n, int64_t wide, const T* before, const T* at, const T* after,
+                      const T* zeros, int64_t ky, T* to) {
+  const int64_t columns = n.columns, tile = columns * wide;
+  const bool first = ky == 0, last = ky + 1 == n.rows;
+  const T* above = before + (first ? (n.rows - 1) * tile - wide : (ky - 1) * tile);
+  const T* below = after + (last ? wide : (ky + 1) * tile);
+  const int64_t from = first ? 1 : 0, until = last ? columns - 1 : columns;  // keys that have one above, below
+  for (int64_t k = 0; k < columns;) {
+    const bool has_above = k >= from, has_below = k < until;
+    const int64_t stop = !has_above ? from : has_below ? until : columns;
+    add_three(has_above ? above + k * wide : zeros, at + ky * tile + k * wide, has_below ? below + k * wide : zeros,
+              static_cast<const T*>(nullptr), to + k * wide, wide, stop - k, wide);
+    k = stop;
+  }
+}
+
+// to[k][x] = from[k][x - by], by is 1 or -1; 0 outside.
+template <class T>
+void move_queries(const AttentionSizes& n, int64_t wide, const T* from, T* to, int64_t by) {
+  for (int64_t k = 0; k < n.keys; ++k, from += wide, to += wide) {
+    std::fill_n(to, wide, T(0));
+    for (int64_t x = std::max<int64_t>(by, 0); x < n.columns + std::min<int64_t>(by, 0); ++x) to[x] = from[x - by];
+  }
+}
+
+// Scores and attention of one sample, row of queries by row of queries, computed when asked for.
+template <class S>
+class Scores {
+ public:
+  using T = typename Compute<S>::type;
+
+  // H of `kept` rows and E of `attended` rows are there at a time.
+  Scores(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, Arena<T>& arena, int64_t kept,
+         int64_t attended)
+      : set_(set), n_(set.sizes), keys_(keys), foreground_(foreground), wide_(set.wide()), pitch_(wide_ + kAlign) {
+    const int64_t size = set.row_size();
+    h_.ask(arena, std::min(kept, n_.rows), size);
+    edges_.ask(arena, std::min<int64_t>(kept + 2, n_.rows), 2 * n_.keys);
+    if (set.fuse) {
+      a1_.ask(arena, std::min<int64_t>(3, n_.rows), size);
+      ends_.ask(arena, 2, size);
+    }
+    e_.ask(arena, std::min(attended, n_.rows), size);
+    arena.want(query_, n_.channels * wide_);
+    arena.want(tile_, (n_.columns + 3) * pitch_);
+    arena.want(flat_, (n_.columns + 3) * pitch_);
+    arena.want(left_, n_.keys);
+    arena.want(right_, n_.keys);
+    arena.want(zeros_, n_.columns * wide_ + 2 * kAlign);
+    factor_size_ = wide_ + 2 * kAlign;
+    arena.want(factors_, (e_.rows * n_.rows + 1) * factor_size_);
+    arena.want(sums_, n_.rows * wide_);
+  }
+
+  // After the arena has allocated.
+  void begin() {
+    for (Ring<T>* ring : {&h_, &edges_, &a1_, &ends_, &e_}) ring->clear();
+    std::fill_n(query_, n_.channels * wide_, T(0));
+    std::fill_n(tile_, (n_.columns + 3) * pitch_, T(0));
+    std::fill_n(flat_, (n_.columns + 3) * pitch_, T(0));  // its padding is multiplied with 0, so it must be finite
+    std::fill_n(zeros_, n_.columns * wide_ + 2 * kAlign, T(0));
+    std::fill_n(factors_, (e_.rows * n_.rows + 1) * factor_size_, T(0));
+  }
+
+  // (L, wide): numerators of the attention of row y; multiply with factor(y, row of keys).
+  const T* attention(int64_t y) {
+    if (e_.has(y)) return e_[y];
+    T* const out = e_[y];
+    look_around(y);
+    const int64_t tile = n_.columns * wide_;
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      scores(y, ky, flat_);
+      exponentials(flat_, keys_.weight + ky * n_.columns, static_cast<T>(set_.scale), out + ky * tile, factor(y, ky),
+                   sums_ + ky * wide_, n_.columns, wide_);
+    }
+    normalise(y);
+    return out;
+  }
+
+  T* factor(int64_t y, int64_t ky) const {
+    return factors_ + (y % e_.rows * n_.rows + ky) * factor_size_ + kAlign;
+  }
+
+  // The rows around row t, for mix(), at row ky of keys. The three rows must be there.
+  Attended<T> attended(int64_t t, int64_t ky) const {
+    const int64_t tile = n_.columns * wide_;
+    const T* nothing = factors_ + e_.rows * n_.rows * factor_size_ + kAlign;
+    Attended<T> near{e_[t] + ky * tile, e_[t] + ky * tile, e_[t] + ky * tile, nothing, factor(t, ky), nothing};
+    if (t > 0 && ky > 0) near.before = e_[t - 1] + (ky - 1) * tile, near.factor_before = factor(t - 1, ky - 1);
+    if (t + 1 < n_.rows && ky + 1 < n_.rows) {
+      near.after = e_[t + 1] + (ky + 1) * tile, near.factor_after = factor(t + 1, ky + 1);
+    }
+    return near;
+  }
+
+  // H of the rows before, at and after y; null beyond the image.
+  std::tuple<const T*, const T*, const T*> sums_of_columns(int64_t y) {
+    need_rows(y - 1, y + 1);
+    return {y > 0 ? h_[y - 1] : nullptr, h_[y], y + 1 < n_.rows ? h_[y + 1] : nullptr};
+  }
+
+  // The best valid key of every query in row y.
+  void best(int64_t y, int64_t* found) {
+    look_around(y);
+    std::vector<T> highest(n_.columns);
+    std::fill_n(found, n_.columns, -1);
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      scores(y, ky, flat_);
+      for (int64_t kx = 0; kx < n_.columns; ++kx) {
+        const int64_t k = ky * n_.columns + kx;
+        if (keys_.weight[k] == T(0)) continue;
+        for (int64_t x = 0; x < n_.columns; ++x) {
+          const T score = flat_[kx * wide_ + x];
+          if (found[x] < 0 || score > highest[x]) highest[x] = score, found[x] = k;
+        }
+      }
+    }
+  }
+
+ private:
+  // What scores(y, ...) reads.
+  void look_around(int64_t y) {
+    if (!set_.fuse) return need_rows(y - 1, y + 1);
+    const bool first = y == 0, last = y + 1 == n_.rows;
+    if (first) before_ = end(1);  // the ends first: they pass through the ring
+    if (last) after_ = end(0);
+    if (!first) before_ = fused(y - 1);
+    at_ = fused(y);
+    if (!last) after_ = fused(y + 1);
+  }
+
+  void need_rows(int64_t first, int64_t last) {
+    for (int64_t y = std::max<int64_t>(first, 0); y <= std::min(last, n_.rows - 1); ++y) sum_columns(y);
+  }
+
+  // H of row y, and of its first and last query apart: (2, L).
+  void sum_columns(int64_t y) {
+    const bool there = h_.has(y);
+    if (edges_.has(y) && there) return;
+    pack_channels(foreground_, set_, 0, y, T(1), query_);
+    T* const tile = tile_ + pitch_ + kAlign;  // between rows and columns of zeros
+    T *const first = edges_[y], *const last = first + n_.keys;
+    const Panels<T> pixels = keys_.subpixel(set_, 0);
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      const int64_t k = ky * n_.columns;
+      multiply<T>({pixels.at(k, 0), kPanel, 1, kPanel, pixels.panel}, row_major<const T>(query_, wide_),
+                  row_major(tile, pitch_), n_.columns, wide_, n_.channels, false);
+      T* const out = h_[y] + k * wide_;
+      add_diagonal(tile, pitch_, out, n_.columns, wide_);
+      for (int64_t kx = 0; kx < n_.columns; ++kx) {
+        first[k + kx] = out[kx * wide_];
+        last[k + kx] = out[kx * wide_ + n_.columns - 1];
+      }
+    }
+  }
+
+  // A row of keys of S.
+  void sum_rows(int64_t y, int64_t ky, T* to, int64_t pitch) {
+    const int64_t tile = n_.columns * wide_;
+    const T* before = y > 0 && ky > 0 ? h_[y - 1] + (ky - 1) * tile : zeros_;
+    const T* after = y + 1 < n_.rows && ky + 1 < n_.rows ? h_[y + 1] + (ky + 1) * tile : zeros_;
+    add_three(before, h_[y] + ky * tile, after, keys_.inverse + ky * n_.columns, to, pitch, n_.columns, wide_);
+  }
+
+  // S of the first (0) or last (1) query of row y, for all keys.
+  void edge(int64_t y, int which, T* to) {
+    const int64_t columns = n_.columns, keys = n_.keys;
+    const T* at = edges_[y] + which * keys;
+    for (int64_t k = 0; k < keys; ++k) to[k] = at[k];
+    if (y > 0) {
+      const T* before = edges_[y - 1] + which * keys;
+      for (int64_t k = columns; k < keys; ++k) to[k] += before[k - columns];
+    }
+    if (y + 1 < n_.rows) {
+      const T* after = edges_[y + 1] + which * keys;
+      for (int64_t k = 0; k + columns < keys; ++k) to[k] += after[k + columns];
+    }
+    for (int64_t k = 0; k < keys; ++k) to[k] *= keys_.inverse[k];
+  }
+
+  // A1 of row y.
+  const T* fused(int64_t y) {
+    if (a1_.has(y)) return a1_[y];
+    if (y >= 2 && edges_.held[(y - 2) % edges_.rows] != y - 2) sum_columns(y - 2);
+    need_rows(y - 1, y + 2);
+    const bool left = y > 0, right = y + 1 < n_.rows;
+    if (left) edge(y - 1, 1, left_);
+    if (right) edge(y + 1, 0, right_);
+    T* const out = a1_[y];
+    diagonal_flat(
+        n_, wide_, flat_, left ? left_ : nullptr, right ? right_ : nullptr, out,
+        [&](int64_t ky, T* to) { sum_rows(y, ky, to, pitch_); }, [](int64_t, int64_t) {});
+    return out;
+  }
+
+  // What the columns of queries continue with: A1 of the first row moved to the left (0), after the last row, or of the
+  // last row moved to the right (1), before the first.
+  const T* end(int which) {
+    T* const out = ends_[which];
+    if (!ends_.has(which)) move_queries(n_, wide_, fused(which ? n_.rows - 1 : 0), out, which ? 1 : -1);
+    return out;
+  }
+
+  // A row of keys of A2 (or S, without fuse), for attention().
+  void scores(int64_t y, int64_t ky, T* to) {
+    if (set_.fuse) {
+      add_down_columns(n_, wide_, before_, at_, after_, zeros_, ky, to);
+    } else {
+      sum_rows(y, ky, to, wide_);
+    }
+  }
+
+  // From maxima and sums for each row of keys to what its numerators are multiplied with.
+  void normalise(int64_t y) {
+    const T start = keys_.invalid ? T(0) : T(kLowest), invalid = static_cast<T>(keys_.invalid);
+    by_width<T>([&](auto vector) DEOCC_BODY {
+      using V = decltype(vector);
+      using Vec = typename V::type;
+      for (int64_t x = 0; x < wide_; x += V::lanes) {
+        Vec most = Vec{} + start;
+        for (int64_t ky = 0; ky < n_.rows; ++ky) {
+          const Vec maximum = V::load(factor(y, ky) + x);
+          most = maximum > most ? maximum : most;
+        }
+        Vec total = exponential<V>(-most) * invalid;
+        for (int64_t ky = 0; ky < n_.rows; ++ky) {
+          total += exponential<V>(V::load(factor(y, ky) + x) - most) * V::load(sums_ + ky * wide_ + x);
+        }
+        for (int64_t ky = 0; ky < n_.rows; ++ky) {
+          T* at = factor(y, ky) + x;
+          V::store(at, exponential<V>(V::load(at) - most) / total);
+        }
+      }
+    });
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      std::fill_n(factor(y, ky) + n_.columns, wide_ - n_.columns, T(0));
+    }
+  }
+
+  const Settings& set_;
+  const AttentionSizes& n_;
+  const Keys<T>& keys_;
+  const Image<const S> foreground_;
+  const int64_t wide_, pitch_;
+  int64_t factor_size_;
+  Ring<T> h_, edges_, a1_, ends_, e_;
+  const T *before_ = nullptr, *at_ = nullptr, *after_ = nullptr;
+  T *query_, *tile_, *flat_, *left_, *right_, *zeros_, *factors_, *sums_;
+};
+
+// Keys that are multiplied together, in whole rows of them.
+int64_t rows_of_keys(const AttentionSizes& n, int64_t keys) {
+  return std::clamp<int64_t>(keys / n.columns, 1, n.rows);
+}
+
+// out of the rows [begin, end) of queries.
+template <class S, class T>
+void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<S>& out,
+            int64_t begin, int64_t end) {
+  const AttentionSizes& n = set.sizes;
+  const int64_t wide = set.wide(), together = rows_of_keys(n, kDepth), size = together * n.columns * wide;
+  Arena<T> arena;
+  Scores<S> scores(set, keys, foreground, arena, 4, 3);
+  T *mixed, *result;
+  arena.want(mixed, 4 * size);
+  arena.want(result, set.subpixels() * n.channels * wide);
+  arena.allocate();
+  scores.begin();
+
+  // Rows of keys that nothing is pasted from: neither they nor a neighbour is valid.
+  std::vector<bool> valid(n.rows + 2);
+  for (int64_t k = 0; k < n.keys; ++k) {
+    if (keys.weight[k] != T(0)) valid[k / n.columns + 1] = true;
+  }
+  for (int64_t t = begin; t < end; ++t) {
+    for (int64_t y = std::max<int64_t>(t - 1, 0); y < std::min(t + 2, n.rows); ++y) scores.attention(y);
+    bool some = false;
+    for (int64_t first = 0; first < n.rows; first += together) {
+      const int64_t last = std::min(first + together, n.rows);
+      if (std::none_of(valid.begin() + first, valid.begin() + last + 2, [](bool v) { return v; })) continue;
+      for (int64_t ky = first; ky < last; ++ky) {
+        mix(scores.attended(t, ky), mixed + (ky - first) * n.columns * wide, size, n.columns, wide);
+      }
+      for (int64_t r = 0; r < set.subpixels(); ++r) {
+        for (int64_t c = 0; c < n.channels; c += kPanel) {
+          const T* cells = keys.subpixel(set, r).at(first * n.columns, c);
+          multiply<T>({cells, 1, kPanel}, row_major<const T>(mixed + set.side(r) * size, wide),
+                      row_major(result + (r * n.channels + c) * wide, wide), std::min(kPanel, n.channels - c), wide,
+                      (last - first) * n.columns, some);
+        }
+      }
+      some = true;
+    }
+    if (!some) std::fill_n(result, set.subpixels() * n.channels * wide, T(0));
+    for (int64_t r = 0; r < set.subpixels(); ++r) {
+      unpack_channels(result + r * n.channels * wide, set, r, t, T(0.25), out);
+    }
+  }
+}
+
+// The derivatives of one sample, as far as they come from the rows [begin, end) of queries. Every step of the forward
+// pass is undone row by row; sums along diagonals are their own adjoints.
+template <class S>
+class Gradients {
+ public:
+  using T = typename Compute<S>::type;
+
+  Gradients(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<const S>& gradient)
+      : set_(set), n_(set.sizes), keys_(keys), foreground_(foreground), gradient_(gradient), wide_(set.wide()),
+        pitch_(wide_ + kAlign), tile_(n_.columns * wide_), together_(rows_of_keys(n_, kDepth / 2)),
+        scores_(set, keys, foreground, arena_, 8, kQueryRows + 4) {
+    const int64_t size = set.row_size(), cells = set.panels() * kPanel * kQueryRows * n_.columns;
+    for (Ring<T>& ring : mixed_) ring.ask(arena_, std::min<int64_t>(3, n_.rows), size);
+    for (Ring<T>* ring : {&by_a2_, &by_a1_, &by_h_}) ring->ask(arena_, std::min<int64_t>(3, n_.rows), size);
+    ends_.ask(arena_, 2, size);
+    arena_.want(by_g_, kQueryRows * size);
+    for (T*& tile : tiles_) arena_.want(tile, (n_.columns + 3) * pitch_);
+    arena_.want(flat_, (n_.columns + 3) * pitch_);
+    arena_.want(upstream_, set.subpixels() * n_.channels * wide_);
+    arena_.want(zeros_, tile_ + 2 * kAlign);
+    arena_.want(sum_, wide_);
+    arena_.want(left_, n_.keys);
+    arena_.want(right_, n_.keys);
+    arena_.want(result_, n_.channels * wide_);
+    arena_.want(queries_, cells);
+    arena_.want(pixels_, set.subpixels() * cells);
+    arena_.want(attention_, kQueryRows * 4 * together_ * tile_);
+    arena_.want(by_background_, set.subpixels() * set.panels() * kPanel * n_.keys);
+    arena_.want(products_, n_.keys * kAlign);
+  }
+  Gradients(const Gradients&) = delete;
+
+  // By the foreground, into the rows, and by the background, kept until finish().
+  void run(int64_t begin, int64_t end, const Image<S>& by_foreground) {
+    arena_.allocate();
+    scores_.begin();
+    for (Ring<T>* ring : {&mixed_[0], &mixed_[1], &by_a2_, &by_a1_, &by_h_, &ends_}) ring->clear();
+    for (T* tile : tiles_) std::fill_n(tile, (n_.columns + 3) * pitch_, T(0));
+    std::fill_n(upstream_, set_.subpixels() * n_.channels * wide_, T(0));
+    std::fill_n(zeros_, tile_ + 2 * kAlign, T(0));
+    std::fill_n(by_background_, set_.subpixels() * set_.panels() * kPanel * n_.keys, T(0));
+    std::fill_n(products_, n_.keys * kAlign, T(0));
+    begin_ = begin, end_ = end;
+    for (int64_t t = begin; t < end; t += kQueryRows) {
+      const int64_t rows = std::min(kQueryRows, end - t);
+      for (int64_t i = 0; i < rows; ++i) {
+        T* const by_g = by_g_ + i * set_.row_size();
+        undo_sums(t + i, by_g);
+        by_queries(by_g, t + i, by_foreground);
+      }
+      by_keys(t, rows);
+      by_patches(t, rows);
+    }
+  }
+
+  // Sums what the parts found and writes the derivative by the background.
+  static void finish(const std::vector<std::unique_ptr<Gradients>>& parts, const Image<S>& by_background) {
+    const Gradients& first = *parts.front();
+    const Settings& set = first.set_;
+    const AttentionSizes& n = set.sizes;
+    // d/db' of 1 / norm: minus the products' sum / norm^2 * b', at each of the nine pixels of the patch.
+    std::vector<T> by_square(n.keys);
+    for (int64_t k = 0; k < n.keys; ++k) {
+      T product = 0;
+      for (const auto& part : parts) {
+        for (int64_t i = 0; i < kAlign; ++i) product += part->products_[k * kAlign + i];
+      }
+      by_square[k] = -product * first.keys_.inverse[k] * first.keys_.inverse[k] * first.keys_.clamped[k];
+    }
+    torch::stable::parallel_for(0, set.subpixels() * n.rows, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = i / n.rows, y = i % n.rows;
+        const Panels<T> total = first.background(r);
+        for (int64_t x = 0; x < n.columns; ++x) {
+          const int64_t k = y * n.columns + x;
+          T square = 0;
+          if (r == 0) {
+            for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n.rows); ++v) {
+              for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n.columns); ++u) {
+                square += by_square[v * n.columns + u];
+              }
+            }
+          }
+          for (int64_t c = 0; c < set.channels(); c += kAlign) {
+            T* const to = total.at(k, c);
+            for (size_t part = 1; part < parts.size(); ++part) {
+              const T* const other = parts[part]->background(r).at(k, c);
+              for (int64_t j = 0; j < kAlign; ++j) to[j] += other[j];
+            }
+            if (r > 0) continue;
+            const T* const pixel = first.keys_.subpixel(set, 0).at(k, c);
+            for (int64_t j = 0; j < kAlign; ++j) to[j] += square * pixel[j];
+          }
+        }
+        unpack_cells(total, set, r, y, by_background);
+      }
+    });
+  }
+
+ private:
+  Panels<T> background(int64_t subpixel) const {
+    const int64_t panel = n_.keys * kPanel;
+    return {by_background_ + subpixel * set_.panels() * panel, kPanel, panel};
+  }
+
+  // By the mixtures T of row t, summed over their neighbours along the row: mixed_[sy > 0].
+  void unpaste(int64_t t) {
+    const bool there = mixed_[0].has(t);
+    if (mixed_[1].has(t) && there) return;
+    for (int64_t r = 0; r < set_.subpixels(); ++r) {
+      pack_channels(gradient_, set_, r, t, T(0.25), upstream_ + r * n_.channels * wide_);
+    }
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      bool some[4] = {};
+      for (int64_t r = 0; r < set_.subpixels(); ++r) {
+        const int64_t side = set_.side(r);
+        const Panels<T> cells = keys_.subpixel(set_, r);
+        multiply<T>({cells.at(ky * n_.columns, 0), kPanel, 1, kPanel, cells.panel},
+                    row_major<const T>(upstream_ + r * n_.channels * wide_, wide_),
+                    row_major(tiles_[side] + pitch_ + kAlign, pitch_), n_.columns, wide_, n_.channels, some[side]);
+        some[side] = true;
+      }
+      for (const int64_t down : {0, 1}) {
+        unmix(tiles_[2 * down] + pitch_ + kAlign, tiles_[2 * down + 1] + pitch_ + kAlign, pitch_,
+              mixed_[down][t] + ky * tile_, n_.columns, wide_);
+      }
+    }
+  }
+
+  // By A2 of row y.
+  const T* by_a2(int64_t y) {
+    if (by_a2_.has(y)) return by_a2_[y];
+    const bool first = y == 0, last = y + 1 == n_.rows;
+    const T* const numerators = scores_.attention(y);
+    for (int64_t t = std::max<int64_t>(y - 1, 0); t <= std::min(y + 1, n_.rows - 1); ++t) unpaste(t);
+    T* const out = by_a2_[y];
+    std::fill_n(sum_, wide_, T(0));
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      const int64_t at = ky * tile_;
+      gather_attention_gradient(mixed_[0][y] + at, mixed_[1][y] + at,
+                                first || ky == 0 ? zeros_ : mixed_[1][y - 1] + at - tile_,
+                                last || ky + 1 == n_.rows ? zeros_ : mixed_[0][y + 1] + at + tile_, numerators + at,
+                                scores_.factor(y, ky), out + at, sum_, n_.columns, wide_);
+    }
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      through_softmax(out + ky * tile_, numerators + ky * tile_, scores_.factor(y, ky), sum_,
+                      static_cast<T>(set_.scale), n_.columns, wide_);
+    }
+    return out;
+  }
+
+  const T* end(int which) {
+    T* const out = ends_[which];
+    if (!ends_.has(which)) move_queries(n_, wide_, by_a2(which ? n_.rows - 1 : 0), out, which ? 1 : -1);
+    return out;
+  }
+
+  // By A1 of row y.
+  const T* by_a1(int64_t y) {
+    if (by_a1_.has(y)) return by_a1_[y];
+    const bool first = y == 0, last = y + 1 == n_.rows;
+    const T* before = first ? end(1) : nullptr;
+    const T* after = last ? end(0) : nullptr;
+    if (!first) before = by_a2(y - 1);
+    const T* const at = by_a2(y);
+    if (!last) after = by_a2(y + 1);
+    T* const out = by_a1_[y];
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      add_down_columns(n_, wide_, before, at, after, zeros_, ky, out + ky * tile_);
+    }
+    return out;
+  }
+
+  // By the sum over rows of H of row y, that is S times its norm.
+  const T* by_h(int64_t y) {
+    if (by_h_.has(y)) return by_h_[y];
+    T* const out = by_h_[y];
+    T* const products = begin_ <= y && y < end_ ? products_ : nullptr;
+    const auto finished = [&](int64_t first, int64_t last) {
+      const auto [before, at, after] = h_;
+      through_norm(out, before, at, after, zeros_, keys_.inverse, products, first, last, n_.keys, n_.columns, wide_);
+    };
+    if (!set_.fuse) {
+      std::copy_n(by_a2(y), set_.row_size(), out);
+      h_ = scores_.sums_of_columns(y);
+      finished(0, n_.keys);
+      return out;
+    }
+    const bool left = y > 0, right = y + 1 < n_.rows;
+    if (left) column(by_a1(y - 1), n_.columns - 1, left_);
+    const T* const at = by_a1(y);
+    if (right) column(by_a1(y + 1), 0, right_);
+    h_ = scores_.sums_of_columns(y);
+    diagonal_flat(
+        n_, wide_, flat_, left ? left_ : nullptr, right ? right_ : nullptr, out,
+        [&](int64_t ky, T* to) {
+          for (int64_t k = 0; k < n_.columns; ++k) std::copy_n(at + ky * tile_ + k * wide_, wide_, to + k * pitch_);
+        },
+        finished);
+    return out;
+  }
+
+  void column(const T* from, int64_t x, T* to) {
+    for (int64_t k = 0; k < n_.keys; ++k) to[k] = from[k * wide_ + x];
+  }
+
+  // By G of row y.
+  void undo_sums(int64_t y, T* to) {
+    const T* const before = y > 0 ? by_h(y - 1) : nullptr;
+    const T* const at = by_h(y);
+    const T* const after = y + 1 < n_.rows ? by_h(y + 1) : nullptr;
+    T* const tile = tiles_[0] + pitch_ + kAlign;  // between rows and columns of zeros
+    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+      add_three(before && ky > 0 ? before + (ky - 1) * tile_ : zeros_, at + ky * tile_,
+                after && ky + 1 < n_.rows ? after + (ky + 1) * tile_ : zeros_, static_cast<const T*>(nullptr), tile,
+                pitch_, n_.columns, wide_);
+      add_diagonal(tile, pitch_, to + ky * tile_, n_.columns, wide_);
+    }
+  }
+
+  void by_queries(const T* by_g, int64_t y, const Image<S>& by_foreground) {
+    for (int64_t k = 0; k < n_.keys; k += kDepth) {
+      for (int64_t c = 0; c < n_.channels; c += kPanel) {
+        multiply<T>({keys_.subpixel(set_, 0).at(k, c), 1, kPanel}, row_major<const T>(by_g + k * wide_, wide_),
+                    row_major(result_ + c * wide_, wide_), std::min(kPanel, n_.channels - c), wide_,
+                    std::min(kDepth, n_.keys - k), k > 0);
+      }
+    }
+    unpack_channels(result_, set_, 0, y, T(1), by_foreground);
+  }
+
+  // The pixels of rows [t, t + rows) of queries as a matrix, for products over all of these queries.
+  Panels<const T> pack_queries(const Image<const S>& image, int64_t subpixel, int64_t t, int64_t rows, T factor, T* to) {
+    const int64_t panel = kQueryRows * n_.columns * kPanel;
+    pack_cells(image, set_, subpixel, t, t + rows, factor, Panels<T>{to, kPanel, panel});
+    return {to, kPanel, panel};
+  }
+
+  // By the keys, from G.
+  void by_keys(int64_t t, int64_t rows) {
+    const Panels<const T> queries = pack_queries(foreground_, 0, t, rows, T(1), queries_);
+    for (int64_t k = 0; k < n_.keys; k += kDepth / 2) {
+      Panels<T> to = background(0);
+      to.data += k * kPanel;
+      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, queries, to,
+                  std::min(kDepth / 2, n_.keys - k), set_.channels(), rows * n_.columns, true);
+    }
+  }
+
+  // By the patches that were pasted.
+  void by_patches(int64_t t, int64_t rows) {
+    for (int64_t y = std::max<int64_t>(t - 1, 0); y <= std::min(t + rows, n_.rows - 1); ++y) scores_.attention(y);
+    const int64_t cells = set_.panels() * kPanel * kQueryRows * n_.columns, size = together_ * tile_;
+    for (int64_t r = 0; r < set_.subpixels(); ++r) {
+      pack_queries(gradient_, r, t, rows, T(0.25), pixels_ + r * cells);
+    }
+    for (int64_t first = 0; first < n_.rows; first += together_) {
+      const int64_t last = std::min(first + together_, n_.rows);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t ky = first; ky < last; ++ky) {
+          mix(scores_.attended(t + i, ky), attention_ + i * 4 * size + (ky - first) * tile_, size, n_.columns, wide_);
+        }
+      }
+      for (int64_t r = 0; r < set_.subpixels(); ++r) {
+        Panels<T> to = background(r);
+        to.data += first * n_.columns * kPanel;
+        multiply<T>({attention_ + set_.side(r) * size, wide_, 1, n_.columns, 4 * size},
+                    {pixels_ + r * cells, kPanel, kQueryRows * n_.columns * kPanel}, to, (last - first) * n_.columns,
+                    set_.channels(), rows * n_.columns, true);
+      }
+    }
+  }
+
+  Arena<T> arena_;
+  const Settings& set_;
+  const AttentionSizes& n_;
+  const Keys<T>& keys_;
+  const Image<const S> foreground_, gradient_;
+  const int64_t wide_, pitch_, tile_, together_;
+  Scores<S> scores_;
+  Ring<T> mixed_[2], by_a2_, by_a1_, by_h_, ends_;
+  std::tuple<const T*, const T*, const T*> h_;
+  T *by_g_, *tiles_[4], *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *queries_, *pixels_, *attention_;
+  T *by_background_, *products_;
+  int64_t begin_ = 0, end_ = 0;
+};
+
+template <class S>
+Image<const S> read(const Tensor& tensor, int64_t sample) {
+  return Image<const S>::of(tensor, static_cast<const S*>(tensor.const_data_ptr()), sample);
+}
+
+const bool* mask(const Tensor& occluded, int64_t sample) {
+  return static_cast<const bool*>(occluded.const_data_ptr()) + sample * occluded.size(2) * occluded.size(3);
+}
+
+template <class S>
+Image<S> write(const Tensor& tensor, int64_t sample) {
+  return Image<S>::of(tensor, static_cast<S*>(tensor.mutable_data_ptr()), sample);
+}
+
+// Positions of the best keys, minus those of the queries, of the rows [begin, end) of queries.
+template <class S, class T>
+void locate(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, int32_t* down, int32_t* right,
+            int64_t begin, int64_t end) {
+  const AttentionSizes& n = set.sizes;
+  Arena<T> arena;
+  Scores<S> scores(set, keys, foreground, arena, 4, 1);
+  arena.allocate();
+  scores.begin();
+  std::vector<int64_t> found(n.columns);
+  for (int64_t y = begin; y < end; ++y) {
+    scores.best(y, found.data());
+    for (int64_t x = 0; x < n.columns; ++x) {
+      const int64_t k = found[x], at = y * n.columns + x;
+      down[at] = k < 0 ? 0 : static_cast<int32_t>(k / n.columns - y);
+      right[at] = k < 0 ? 0 : static_cast<int32_t>(k % n.columns - x);
+    }
+  }
+}
+
+// Calls work(sample, parts): samples side by side when there are enough of them for the threads, otherwise one after
+// the other, each in parts that can run side by side.
+template <class Work>
+void for_samples(const AttentionSizes& n, const Work& work) {
+  const int64_t threads = torch::stable::get_num_threads();
+  if (n.batch < threads) {
+    for (int64_t sample = 0; sample < n.batch; ++sample) work(sample, std::min(threads, n.rows));
+    return;
+  }
+  torch::stable::parallel_for(0, n.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin; sample < end; ++sample) work(sample, 1);
+  });
+}
+
+// Calls work(part, first row, end) for every part.
+template <class Work>
+void in_parts(int64_t rows, int64_t parts, const Work& work) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) work(part, rows * part / parts, rows * (part + 1) / parts);
+  });
+}
+
+Tensor contextual_attention(const Tensor& foreground, const Tensor& background, const Tensor& occluded_, int64_t rate,
+                            double scale, bool fuse) {
+  const Settings set{attention_sizes(foreground, background, occluded_, rate), scale, fuse};
+  const AttentionSizes& n = set.sizes;
+  const Tensor occluded = torch::stable::contiguous(occluded_);
+  const Tensor out = empty(foreground, foreground.sizes(),
+                           is_channels_last(foreground) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  if (out.numel() == 0) return out;
+
+  for_dtype(foreground.scalar_type(), "contextual_attention", [&](auto zero) {
+    using S = decltype(zero);
+    for_samples(n, [&](int64_t sample, int64_t parts) {
+      const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
+      in_parts(n.rows, parts, [&](int64_t, int64_t begin, int64_t end) {
+        attend<S>(set, keys, read<S>(foreground, sample), write<S>(out, sample), begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> contextual_attention_backward(const Tensor& gradient, const Tensor& foreground,
+                                                         const Tensor& background, const Tensor& occluded_,
+                                                         int64_t rate, double scale, bool fuse) {
+  const Settings set{attention_sizes(foreground, background, occluded_, rate), scale, fuse};
+  attention_sizes(gradient, background, occluded_, rate);
+  const AttentionSizes& n = set.sizes;
+  const Tensor occluded = torch::stable::contiguous(occluded_);
+  const auto like = [](const Tensor& input) {
+    return empty(input, input.sizes(),
+                 is_channels_last(input) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  };
+  const Tensor by_foreground = like(foreground), by_background = like(background);
+  if (by_foreground.numel() == 0) return {by_foreground, by_background};
+
+  for_dtype(foreground.scalar_type(), "contextual_attention_backward", [&](auto zero) {
+    using S = decltype(zero);
+    // Pixels that are not compared have no influence.
+    if (n.rate > 1) std::fill_n(static_cast<S*>(by_foreground.mutable_data_ptr()), by_foreground.numel(), zero);
+    for_samples(n, [&](int64_t sample, int64_t count) {
+      const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
+      std::vector<std::unique_ptr<Gradients<S>>> parts(count);
+      in_parts(n.rows, count, [&](int64_t part, int64_t begin, int64_t end) {
+        parts[part] = std::make_unique<Gradients<S>>(set, keys, read<S>(foreground, sample), read<S>(gradient, sample));
+        parts[part]->run(begin, end, write<S>(by_foreground, sample));
+      });
+      Gradients<S>::finish(parts, write<S>(by_background, sample));
+    });
+  });
+  return {by_foreground, by_background};
+}
+
+Tensor contextual_attention_offsets(const Tensor& foreground, const Tensor& background, const Tensor& occluded_,
+                                    int64_t rate, bool fuse) {
+  const Settings set{attention_sizes(foreground, background, occluded_, rate), 1, fuse};
+  const AttentionSizes& n = set.sizes;
+  const Tensor occluded = torch::stable::contiguous(occluded_);
+  const Tensor out = torch::stable::empty({n.batch, 2, n.rows, n.columns}, ScalarType::Int, std::nullopt,
+                                          foreground.device());
+  if (out.numel() == 0) return out;
+
+  for_dtype(foreground.scalar_type(), "contextual_attention_offsets", [&](auto zero) {
+    using S = decltype(zero);
+    for_samples(n, [&](int64_t sample, int64_t parts) {
+      const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
+      int32_t* down = static_cast<int32_t*>(out.mutable_data_ptr()) + sample * 2 * n.keys;
+      in_parts(n.rows, parts, [&](int64_t, int64_t begin, int64_t end) {
+        locate<S>(set, keys, read<S>(foreground, sample), down, down + n.keys, begin, end);
+      });
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace deocc
+
+STABLE_TORCH_LIBRARY_IMPL(deocc, CPU, m) {
+  m.impl("contextual_attention", TORCH_BOX(&deocc::contextual_attention));
+  m.impl("contextual_attention_backward", TORCH_BOX(&deocc::contextual_attention_backward));
+  m.impl("contextual_attention_offsets", TORCH_BOX(&deocc::contextual_attention_offsets));
+}
