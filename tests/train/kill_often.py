@@ -17,13 +17,15 @@ from deocc.train import fit
 if __name__ == "__main__":
     out, workers, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     delays = random.Random(out.name)
+    # What is imported and loaded at the first use is so once here, not in every child.
+    fit(build(settings(steps=1)), range(10), range(7), out.with_name("warm"), progress=False)
     kills = 0
     while True:
         child = os.fork()
         if child == 0:
             try:
                 fit(
-                    build(settings(steps=45 if workers == 0 else 18, workers=workers, precision=precision)),
+                    build(settings(steps=30 if workers == 0 else 18, workers=workers, precision=precision)),
                     range(10),
                     range(7),
                     out,
@@ -33,7 +35,7 @@ if __name__ == "__main__":
                 os._exit(1)
             os._exit(0)
         # Longer after every kill, so that a slow machine gets to the end too.
-        time.sleep(delays.uniform(0, 0.1 + 0.5 * workers) * (1 + kills / 5))
+        time.sleep(delays.uniform(0, 0.3 + 0.3 * workers) * (1 + kills / 4))
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if os.WIFEXITED(status):
