@@ -60,9 +60,11 @@ def test_demo(tmp_path, capsys):
     photo = tmp_path / "mine.png"
     write_image(photo, np.ascontiguousarray(read_image(PORTRAITS / "eileen-collins.jpg")[:, ::-1]))
     out = tmp_path / "demo"
-    for _ in range(2):  # the second replaces what the first has written
-        assert main(["demo", "-o", str(out), "--method", "finder", "--photo", str(photo)]) == 0
-        said = capsys.readouterr().out
+    out.mkdir()
+    for name in ("contact_sheet.png", "report.html"):
+        (out / name).write_text("of an earlier demo")
+    assert main(["demo", "-o", str(out), "--method", "finder", "--photo", str(photo)]) == 0
+    said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["contact_sheet.png", "report.html"]
 
     table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line}
