@@ -13,32 +13,49 @@ from pathlib import Path
 from tiny_task import build, settings
 
 from deocc.train import fit
+from deocc.train.checkpoint import Checkpoints
+
+
+def train(out: Path, **training: object) -> None:
+    fit(build(settings(**training)), range(10), range(7), out, progress=False)
+
+
+def watch(child: int, out: Path, draws: random.Random) -> int | None:
+    """Kill the child at a random moment; its exit status if it ended before."""
+    # Mostly after it got on by a checkpoint, so that the whole ends whatever the machine's speed; sometimes before.
+    started, before = time.monotonic(), Checkpoints(out / "checkpoints").paths()
+    early = started + draws.uniform(0, 0.1) if draws.random() < 0.3 else None
+    late: float | None = None
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if late is None and Checkpoints(out / "checkpoints").paths() != before:
+            late = time.monotonic() + draws.uniform(0, 0.03)
+        if any(moment is not None and time.monotonic() >= moment for moment in (early, late)):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+        time.sleep(0.001)
+
 
 if __name__ == "__main__":
-    out, workers, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    delays = random.Random(out.name)
-    # What is imported and loaded at the first use is so once here, not in every child.
-    fit(build(settings(steps=1)), range(10), range(7), out.with_name("warm"), progress=False)
+    out, workers, precision, steps = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    draws = random.Random(0)
     kills = 0
+    # What is imported and loaded at the first use is so once here, not in every child.
+    train(out.with_name("warm"), steps=1)
     while True:
         child = os.fork()
         if child == 0:
             try:
-                fit(
-                    build(settings(steps=30 if workers == 0 else 18, workers=workers, precision=precision)),
-                    range(10),
-                    range(7),
-                    out,
-                )
+                train(out, steps=steps, workers=workers, precision=precision)
             except BaseException as error:
-                print(repr(error), file=sys.stderr)
+                print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)
             os._exit(0)
-        # Longer after every kill, so that a slow machine gets to the end too.
-        time.sleep(delays.uniform(0, 0.3 + 0.3 * workers) * (1 + kills / 4))
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        if os.WIFEXITED(status):
+        code = watch(child, out, draws)
+        if code is not None:
             print(kills)
-            sys.exit(os.WEXITSTATUS(status))
+            sys.exit(code)
         kills += 1
