@@ -100,6 +100,9 @@ def test_auto_goes_on_without_a_compiler_and_says_so(sources: Path, tmp_path: Pa
 def test_cuda_files_compile_for_a_torch_without_cuda(sources: Path, tmp_path: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("there is no compiler")
+    for path in (sources / "csrc" / "cpu").glob("*.cpp"):
+        if path.stem != "composite":  # what the module needs to load; the others are compiled by every installation
+            path.unlink()
     built = run(
         sys.executable, "setup.py", "-q", "build", "--build-lib", tmp_path / "lib",
         cwd=sources, DEOCC_BUILD="cuda", DEOCC_CUDA_ARCH="90",

@@ -59,7 +59,7 @@ def test_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_backends() -> None:
-    assert list(backends()) == ["composite", "composite_uint8"]
+    assert {"composite", "composite_uint8"} <= set(backends())
     for states in backends().values():
         assert states["reference"].available
         assert all(state.available != bool(state.reason) for state in states.values())
