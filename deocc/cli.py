@@ -147,7 +147,7 @@ class Train(Verb):
     """Train a method and write its weights, each with its card.
 
     The data are folders written by 'deocc data pack'. A run that was stopped goes on where it stopped. An example:
-    deocc train canet --recipe small --data packs/train --eval-data packs/test -o runs/canet --set training.steps=2000
+    deocc train canet --recipe small --data packs/train --hold-out 0.02 -o runs/canet --set refine.training.steps=2000
 
     Attributes:
         method: Method to train, as listed by 'deocc methods'.
@@ -156,6 +156,7 @@ class Train(Verb):
         recipe: A recipe packaged with the method (paper, small, smoke), or a TOML file. By default the configuration's
             defaults.
         eval_data: Packed faces to evaluate on, whose people are not in --data. By default there is no evaluation.
+        hold_out: Share of the people in --data to evaluate on and not to train on, instead of --eval-data.
         overrides: A setting to change after the recipe, such as training.steps=2000 (the value is read as TOML).
         stages: Stages to run. By default all, in the method's order.
         resume: Go on where a run in the folder stopped; --no-resume refuses a folder that holds one.
@@ -167,6 +168,7 @@ class Train(Verb):
     out: Folder
     recipe: Annotated[str | None, arg(metavar="NAME|FILE")] = None
     eval_data: Annotated[tuple[Path, ...], arg(metavar="PACK...", help_behavior_hint="")] = ()
+    hold_out: float = 0.0
     overrides: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = ()
     stages: Annotated[tuple[str, ...], arg(metavar="STAGE...", help_behavior_hint="")] = ()
     resume: bool = True
@@ -186,6 +188,7 @@ class Train(Verb):
             self.method,
             data=self.data,
             eval_data=self.eval_data,
+            hold_out=self.hold_out,
             out=self.out,
             recipe=self.recipe,
             overrides=overrides,

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from deocc import config as configuration
@@ -32,6 +33,7 @@ def train(
     data: Sequence[Path | str],
     out: Path | str,
     eval_data: Sequence[Path | str] = (),
+    hold_out: float = 0.0,
     recipe: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     stages: Sequence[str] | None = None,
@@ -44,6 +46,8 @@ def train(
     Args:
         method: its name.
         data, eval_data: folders written by ``deocc data pack``, to train on and to evaluate on (none: no evaluation).
+        hold_out: share of the identities in ``data``, evenly spaced among them, to evaluate on and not to train on;
+            instead of ``eval_data``.
         out: the run's folder; every stage has a folder in it, and the weights and ``config.toml`` are written to it.
         recipe: the name of a recipe packaged with the method, a TOML file, or None for the defaults.
         overrides: dotted configuration key -> value (text is read as TOML), applied after the recipe.
@@ -56,7 +60,8 @@ def train(
         part -> its weights file, with its card beside it.
 
     Raises:
-        UsageError: an unknown method, recipe, key, stage or device, no data, or another run in ``out``.
+        UsageError: an unknown method, recipe, key, stage or device, no data, both ``eval_data`` and ``hold_out``, a
+            share outside [0, 0.5], or another run in ``out``.
         InputError: data or checkpoints that cannot be read, or a loss that is not finite.
     """
     found = plugins.get(method)
@@ -65,6 +70,12 @@ def train(
         raise UsageError(f"training {method} needs at least one folder of packed faces, got none")
     train_faces = concatenate([PackedFaces(path) for path in data])
     eval_faces = concatenate([PackedFaces(path) for path in eval_data]) if eval_data else None
+    title = f"{train_faces.title}: {len(train_faces)} faces"
+    if hold_out:
+        if eval_data:
+            raise UsageError("give faces to evaluate on or a share to hold out, got both")
+        train_faces, eval_faces = _hold_out(train_faces, hold_out)
+        title = f"{title}, {len(eval_faces)} of them held out"
     changes = "".join(f" {key}={value}" for key, value in sorted((overrides or {}).items()))
     return run(
         found,
@@ -77,7 +88,7 @@ def train(
         resume=resume,
         progress=progress,
         card={
-            "data": f"{train_faces.title}: {len(train_faces)} faces",
+            "data": title,
             # Of a path only the name: a card says nothing about the machine.
             "recipe": f"{Path(recipe).name if recipe else 'defaults'}{changes}",
         },
@@ -160,6 +171,16 @@ def run(
         with atomic_write(out / "config.toml") as file:
             file.write(configuration.to_toml(config).encode())
     return paths
+
+
+def _hold_out(faces: PackedFaces, share: float) -> tuple[PackedFaces, PackedFaces]:
+    """Everybody but every (1 / share)-th identity, and those."""
+    if not 0 < share <= 0.5:
+        raise UsageError(f"the share of the identities to hold out must be above 0 and at most 0.5, got {share:g}")
+    held = np.asarray(faces.identities) % round(1 / share) == 0
+    if held.all() or not held.any():
+        raise UsageError(f"{faces.title} has too few identities to hold out {share:g} of them")
+    return faces.subset(~held), faces.subset(held)
 
 
 def _trainings(config: Any) -> Iterator[Training]:

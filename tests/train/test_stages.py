@@ -13,11 +13,20 @@ from torch import Tensor
 
 from deocc import plugins, weights
 from deocc.config import from_toml
-from deocc.data import ImageFolder, pack
+from deocc.data import IdentityFolder, ImageFolder, PackedFaces, pack
 from deocc.errors import InputError, UsageError
+from deocc.faces import TEMPLATE_112, Face
 from deocc.images import write_image
 from deocc.method import Method
 from deocc.train import run, train
+from deocc.train.stages import _hold_out
+
+
+class Centre:
+    """A detector for pictures that are nothing but an aligned face."""
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        return [Face(box=np.array([0, 0, 112, 112]), landmarks=TEMPLATE_112.astype(np.float32), score=1.0)]
 
 
 def go(out: Path, config: TinyConfig | None = None, method: Method = METHOD, **options: Any) -> dict[str, Path]:
@@ -74,12 +83,6 @@ def test_unknown_and_missing_stages_are_named(tmp_path: Path) -> None:
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """Six packed faces, which are noise: the tiny task only counts them."""
-
-    class Centre:
-        def detect(self, image: np.ndarray) -> list[Any]:
-            from deocc.faces import TEMPLATE_112, Face
-
-            return [Face(box=np.array([0, 0, 112, 112]), landmarks=TEMPLATE_112.astype(np.float32), score=1.0)]
 
     (tmp_path / "photos").mkdir()
     for number in range(6):
@@ -142,3 +145,26 @@ def test_train_says_what_is_missing(tmp_path: Path, packed: Path, monkeypatch: p
     with pytest.raises(UsageError, match="device 'cuda:99' cannot be used here"):
         train("tiny", data=[packed], out=tmp_path / "run", device="cuda:99", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_identities_are_held_out_whole(tmp_path: Path) -> None:
+    for person in range(8):
+        for number in range(2):
+            (tmp_path / f"people/{person}").mkdir(parents=True, exist_ok=True)
+            write_image(tmp_path / f"people/{person}/{number}.png", np.full((112, 112, 3), 10 * person, np.uint8))
+    pack(IdentityFolder(tmp_path / "people"), tmp_path / "packed", detector=Centre())  # type: ignore[arg-type]
+    rest, held = _hold_out(PackedFaces(tmp_path / "packed"), 0.25)
+    assert sorted(set(held.identities)) == [0, 4]
+    assert (len(rest), len(held)) == (12, 4)
+    assert not set(rest.identities) & set(held.identities)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6])
+def test_a_share_that_makes_no_sense(tmp_path: Path, packed: Path, share: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr(plugins, "get", {"tiny": METHOD}.__getitem__)
+    with pytest.raises(UsageError, match=r"above 0 and at most 0\.5"):
+        train("tiny", data=[packed], out=tmp_path / "run", hold_out=share)
+    with pytest.raises(UsageError, match="got both"):
+        train("tiny", data=[packed], eval_data=[packed], out=tmp_path / "run", hold_out=0.1)
+    with pytest.raises(UsageError, match="too few identities"):
+        train("tiny", data=[packed], out=tmp_path / "run", hold_out=0.1)

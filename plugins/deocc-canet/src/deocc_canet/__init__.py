@@ -11,6 +11,10 @@ METHOD = Method(
     licence="Apache-2.0",
     config="deocc_canet.config:Config",
     restorer="deocc_canet.restorer:Restorer",
-    tasks={"complete": "deocc_canet.training:Completion", "refine": "deocc_canet.training:Refinement"},
+    tasks={
+        "begin": "deocc_canet.training:Beginning",
+        "complete": "deocc_canet.training:Completion",
+        "refine": "deocc_canet.training:Refinement",
+    },
     weights={"restorer": "deocc_canet:weights/canet-128.safetensors"},
 )

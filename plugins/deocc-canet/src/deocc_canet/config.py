@@ -83,13 +83,14 @@ class Config:
     """Everything that can be set.
 
     Attributes:
-        complete, refine: the two training stages; the second starts from the weights of the first.
+        begin, complete, refine: the training stages; each starts from the weights of the one before.
         margin: pixels by which a found occlusion is grown before it is restored: its edge is never found exactly.
         average: decay of the running average of the weights, which is what is exported.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    begin: Stage = field(default_factory=Stage)
     complete: Stage = field(default_factory=Stage)
     refine: Stage = field(default_factory=Stage)
     margin: int = 2
