@@ -118,3 +118,16 @@ def test_pybind11_is_included_in_one_file_only() -> None:
         path.name for path in (REPOSITORY / "csrc").rglob("*") if path.is_file() and "pybind11/" in path.read_text()
     ]
     assert found == ["module.cpp"]
+
+
+@pytest.mark.slow
+def test_operators_pass_under_sanitizers() -> None:
+    """No kernel reads or writes out of bounds: the operators' tests on a build with the sanitizers."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not on the PATH")
+    found = run("g++", "-print-file-name=libasan.so", cwd=REPOSITORY)
+    if not Path(found.stdout.strip()).is_absolute():
+        pytest.skip("g++ has no AddressSanitizer")
+    done = run(REPOSITORY / ".ci" / "sanitize", cwd=REPOSITORY, PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "sanitizer: address,undefined" in done.stdout
