@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from deocc_canet.config import Augmentation, Config
-from deocc_canet.network import Network, spread
+from deocc_canet.network import Network, settle, spread
 from deocc_canet.restorer import Restorer
 from deocc_canet.training import OccludedFaces
 
@@ -68,6 +68,16 @@ def test_spread_grows_by_the_radius() -> None:
     point[..., 4, 4] = 1
     assert spread(point, 2).sum() == 25
     assert spread(point, 0) is point
+
+
+def test_small_gaps_close_and_the_outline_grows_by_the_margin() -> None:
+    logits = torch.full((1, 1, 40, 40), -1.0)
+    logits[..., 10:30, 10:30] = 1
+    logits[..., 18:22, 18:22] = -1
+    found = settle(logits, closing=3, margin=2)
+    assert found[..., 8:32, 8:32].all()
+    assert found.sum() == 24 * 24
+    assert settle(logits, closing=0, margin=0).sum() == 20 * 20 - 16
 
 
 def test_examples_follow_from_index_and_seed() -> None:

@@ -84,7 +84,8 @@ class Config:
 
     Attributes:
         begin, complete, refine: the training stages; each starts from the weights of the one before.
-        margin: pixels by which a found occlusion is grown before it is restored: its edge is never found exactly.
+        closing, margin: pixels by which gaps in a found occlusion are closed, and by which it is grown; see
+            :func:`deocc_canet.network.settle`.
         average: decay of the running average of the weights, which is what is exported.
     """
 
@@ -93,5 +94,6 @@ class Config:
     begin: Stage = field(default_factory=Stage)
     complete: Stage = field(default_factory=Stage)
     refine: Stage = field(default_factory=Stage)
+    closing: int = 3
     margin: int = 2
     average: float = 0.999

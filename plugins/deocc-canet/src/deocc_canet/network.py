@@ -136,6 +136,15 @@ def spread(occlusion: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(occlusion, 2 * radius + 1, 1, radius) if radius else occlusion
 
 
+def settle(logits: Tensor, closing: int, margin: int) -> Tensor:
+    """What is restored of what the finder says: (N, 1, H, W) logits -> 0 or 1.
+
+    Gaps of less than ``2 * closing`` pixels are closed (a logo printed on a mask looks like no mask), and the whole is
+    grown by ``margin`` pixels (its edge is never found exactly).
+    """
+    return spread(-spread(-spread((logits > 0).float(), closing), closing), margin)
+
+
 class Discriminator(nn.Module):
     """Judges patches of a face: (N, 3, H, W) in [0, 1] and the occlusion -> logits (N, 1, H/16, W/16)."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deocc import method
 from deocc_canet.config import Config
-from deocc_canet.network import Network, spread
+from deocc_canet.network import Network, settle
 
 
 class Restorer(method.Restorer):
@@ -17,7 +17,7 @@ class Restorer(method.Restorer):
     Trained on 128x128 crops of zoom 0.75; other sizes work, with less to see at the edges of what was learnt.
 
     A pixel of a given occlusion that is above 0 is completed as a whole, since a partly covered pixel still carries
-    the occluder's colour; a found occlusion is grown by ``config.margin`` pixels.
+    the occluder's colour; gaps in a found occlusion are closed, and it is grown by ``config.margin`` pixels.
 
     Extras: ``probability`` (N, 1, H, W), of being occluded, when the occlusion was found; ``drawn`` (N, 3, H, W), the
     whole face as the network draws it.
@@ -44,9 +44,9 @@ class Restorer(method.Restorer):
         padded = F.pad(image, padding, mode="replicate")
         extras = {}
         if occlusion is None:
-            probability = torch.sigmoid(self.network.finder(padded))
-            hole = spread((probability > 0.5).float(), self.config.margin)
-            extras["probability"] = probability[..., :height, :width]
+            logits = self.network.finder(padded)
+            hole = settle(logits, self.config.closing, self.config.margin)
+            extras["probability"] = torch.sigmoid(logits)[..., :height, :width]
         else:
             hole = F.pad((occlusion > 0).float(), padding, mode="replicate")
         drawn = self.network.completer(padded, hole)[..., :height, :width].clamp(0, 1)

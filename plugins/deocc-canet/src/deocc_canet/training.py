@@ -20,7 +20,7 @@ from deocc.losses import LPIPS
 from deocc.method import Engine, Task, Training
 from deocc.occlude import occlude
 from deocc_canet.config import Augmentation, Config, Stage
-from deocc_canet.network import Discriminator, Network, spread
+from deocc_canet.network import Discriminator, Network, settle, spread
 
 
 class OccludedFaces(Dataset[dict[str, Tensor]]):
@@ -172,21 +172,21 @@ class Completion(Task):
         """Of the averaged network: PSNR inside the true occlusion, given and found, and how well it is found (IoU)."""
         image, occluded, occlusion = _to_float(batch, self._average_device)
         hole = (occlusion > 0).float()
-        probability = torch.sigmoid(self.average.finder(occluded))
-        found = spread((probability > 0.5).float(), self.config.margin)
+        logits = self.average.finder(occluded)
+        found = settle(logits, self.config.closing, self.config.margin)
         given = self.average.completer(occluded, hole).clamp(0, 1)
         blind = occluded + found * (self.average.completer(occluded, found).clamp(0, 1) - occluded)
         return {
             "hole_psnr": float(metrics.psnr(given, image, where=hole).mean()),
             "hole_psnr_found": float(metrics.psnr(blind, image, where=hole).mean()),
-            "occlusion_iou": float(metrics.occlusion_iou(probability, occlusion).mean()),
+            "occlusion_iou": float(metrics.occlusion_iou(torch.sigmoid(logits), occlusion).mean()),
         }
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The faces, occluded, what is found and what is restored by the averaged network, without being told."""
         image, occluded, _ = _to_float(batch, self._average_device)
-        found = spread((torch.sigmoid(self.average.finder(occluded)) > 0.5).float(), self.config.margin)
+        found = settle(self.average.finder(occluded), self.config.closing, self.config.margin)
         drawn = self.average.completer(occluded, found).clamp(0, 1)
         return {
             "original": image,
@@ -227,7 +227,7 @@ class Completion(Task):
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
         """True occlusions, grown by 0 to 3 pixels, for one half of the batch; found ones for the other."""
         true = spread((occlusion > 0).float(), index % 4)
-        found = spread((logits > 0).float(), self.config.margin)
+        found = settle(logits, self.config.closing, self.config.margin)
         odd = (torch.arange(len(true), device=true.device) % 2).view(-1, 1, 1, 1)
         return torch.where(odd == 1, found, true)
 
