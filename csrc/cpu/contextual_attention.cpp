@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kAlign = 16;       // queries of a row, and channels, are padded to a multiple of this
 constexpr int64_t kDepth = 128;      // keys in one matrix product
-constexpr int64_t kQueryRows = 4;    // rows of queries whose gradients by the background are taken together
+constexpr int64_t kQueryRows = 4;    // rows of queries that are multiplied together, at most
 
 int64_t padded(int64_t count) { return (count + kAlign - 1) / kAlign * kAlign; }
 
@@ -318,29 +318,68 @@ void through_norm(T* gradient, const T* before, const T* at, const T* after, con
 
 // ---- Between images and matrices ----
 
-// Pixel `subpixel` of the cells in rows [begin, end), as a matrix in panels: a row for each cell, a column for each
-// channel, times factor.
-template <class S, class T>
-void pack_cells(const Image<const S>& image, const Settings& set, int64_t subpixel, int64_t begin, int64_t end, T factor,
-                const Panels<T>& to) {
+constexpr int64_t kBlock = 8;  // channels that are read together: the rows of many would crowd one set of the cache
+
+// A row's channels lie far apart: ask for the next ones early.
+template <class S>
+DEOCC_INLINE void expect(const S* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
+}
+
+// to[x * step + i] = from[i * width + x] for kBlock channels i.
+template <class T>
+void transpose(const T* from, int64_t width, T* to, int64_t step, int64_t count) {
+  int64_t x = 0;
+  if constexpr (std::is_same_v<T, float>) {
+    using V = Vector<float, 16>;
+    for (; x + 4 <= count; x += 4) {
+      for (int64_t i = 0; i < kBlock; i += 4) {
+        const float* in = from + i * width + x;
+        const V::type a = V::load(in), b = V::load(in + width), c = V::load(in + 2 * width), d = V::load(in + 3 * width);
+        const V::type ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+        const V::type AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+        float* out = to + x * step + i;
+        V::store(out, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
+        V::store(out + step, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+        V::store(out + 2 * step, __builtin_shufflevector(AB, CD, 0, 1, 4, 5));
+        V::store(out + 3 * step, __builtin_shufflevector(AB, CD, 2, 3, 6, 7));
+      }
+    }
+  }
+  for (; x < count; ++x) {
+    for (int64_t i = 0; i < kBlock; ++i) to[x * step + i] = from[i * width + x];
+  }
+}
+
+// Pixel row `ry` of the cells in row y as matrices in panels, one for each pixel of a cell in that row: a row for each
+// cell, a column for each channel, times factor. to(rx) says where its first row lies; `buffer` holds kBlock * columns.
+template <class S, class T, class To>
+void pack_cells(const Image<const S>& image, const Settings& set, int64_t ry, int64_t y, T factor, T* buffer,
+                const To& to) {
   const int64_t rate = set.sizes.rate, columns = set.sizes.columns, channels = set.sizes.channels;
-  const S* corner = image.data + subpixel / rate * image.row + subpixel % rate * image.column;
+  const S* corner = image.data + (y * rate + ry) * image.row;
   const int64_t step = rate * image.column;
-  constexpr int64_t block = 8;  // not more: the rows of many channels lie in the same set of the cache
-  for (int64_t c = 0; c < set.channels(); c += block) {
-    const int64_t present = std::clamp<int64_t>(channels - c, 0, block);
-    for (int64_t y = begin; y < end; ++y) {
-      const S* from = corner + y * rate * image.row + c * image.channel;
-      T* row = to.at((y - begin) * columns, c);
-      for (int64_t x = 0; x < columns; ++x, from += step, row += to.row) {
-        if (present == block) {
-          for (int64_t i = 0; i < block; ++i) row[i] = static_cast<T>(from[i * image.channel]) * factor;
-        } else {
-          for (int64_t i = 0; i < block; ++i) {
-            row[i] = i < present ? static_cast<T>(from[i * image.channel]) * factor : T(0);
+  for (int64_t c = 0; c < set.channels(); c += kBlock) {
+    const int64_t present = std::clamp<int64_t>(channels - c, 0, kBlock);
+    if (present < kBlock) std::fill_n(buffer, kBlock * columns, T(0));
+    for (int64_t rx = 0; rx < rate; ++rx) {
+      const S* from = corner + rx * image.column + c * image.channel;
+      by_width<T>([&](auto) DEOCC_BODY {
+        for (int64_t i = 0; i < present; ++i) {
+          const S* __restrict row = from + i * image.channel;
+          T* __restrict line = buffer + i * columns;
+          if (rx == 0 && image.column == 1 && c + kBlock + i < channels) {
+            expect(row + kBlock * image.channel, set.sizes.width * sizeof(S));
+          }
+          if (step == 2) {
+            for (int64_t x = 0; x < columns; ++x) line[x] = static_cast<T>(row[2 * x]) * factor;
+          } else {
+            for (int64_t x = 0; x < columns; ++x) line[x] = static_cast<T>(row[x * step]) * factor;
           }
         }
-      }
+      });
+      const Panels<T> out = to(rx);
+      transpose(buffer, columns, out.at(0, c), out.row, columns);
     }
   }
 }
@@ -355,6 +394,9 @@ void pack_channels(const Image<const S>& image, const Settings& set, int64_t sub
     for (int64_t c = 0; c < set.sizes.channels; ++c) {
       const S* __restrict from = corner + c * image.channel;
       T* __restrict row = to + c * wide;
+      if (image.column == 1 && c + kBlock < set.sizes.channels) {
+        expect(from + kBlock * image.channel, columns * step * sizeof(S));
+      }
       if (step == 2) {
         for (int64_t x = 0; x < columns; ++x) row[x] = static_cast<T>(from[2 * x]) * factor;
       } else {
@@ -364,17 +406,35 @@ void pack_channels(const Image<const S>& image, const Settings& set, int64_t sub
   });
 }
 
-// And back: to pixel `subpixel` of the cells in row y, times factor.
+// And back, all pixels of the cells in row y: from[subpixel][channel][x], times factor. Those from `pixels` on become 0.
 template <class S, class T>
-void unpack_channels(const T* from, const Settings& set, int64_t subpixel, int64_t y, T factor, const Image<S>& image) {
+void unpack_channels(const T* from, const Settings& set, int64_t pixels, int64_t y, T factor, const Image<S>& image) {
   const int64_t rate = set.sizes.rate, columns = set.sizes.columns, wide = set.wide();
-  S* corner = image.data + (y * rate + subpixel / rate) * image.row + subpixel % rate * image.column;
-  const int64_t step = rate * image.column;
-  for (int64_t c = 0; c < set.sizes.channels; ++c) {
-    const T* row = from + c * wide;
-    S* to = corner + c * image.channel;
-    for (int64_t x = 0; x < columns; ++x) to[x * step] = static_cast<S>(row[x] * factor);
-  }
+  const int64_t step = rate * image.column, plane = set.sizes.channels * wide;
+  by_width<T>([&](auto) DEOCC_BODY {
+    for (int64_t ry = 0; ry < rate; ++ry) {
+      for (int64_t c = 0; c < set.sizes.channels; ++c) {
+        S* __restrict to = image.data + (y * rate + ry) * image.row + c * image.channel;
+        if (step == 2 && image.column == 1 && pixels >= 2 * ry + 2) {
+          const T *__restrict left = from + 2 * ry * plane + c * wide, *__restrict right = left + plane;
+          for (int64_t x = 0; x < columns; ++x) {
+            to[2 * x] = static_cast<S>(left[x] * factor);
+            to[2 * x + 1] = static_cast<S>(right[x] * factor);
+          }
+          continue;
+        }
+        for (int64_t rx = 0; rx < rate; ++rx, to += image.column) {
+          const int64_t r = ry * rate + rx;
+          const T* __restrict row = from + r * plane + c * wide;
+          if (r < pixels) {
+            for (int64_t x = 0; x < columns; ++x) to[x * step] = static_cast<S>(row[x] * factor);
+          } else {
+            for (int64_t x = 0; x < columns; ++x) to[x * step] = static_cast<S>(T(0));
+          }
+        }
+      }
+    }
+  });
 }
 
 // The inverse of pack_cells, of one row of cells.
@@ -420,12 +480,15 @@ class Keys {
   template <class S>
   void fill(const Settings& set, const Image<const S>& background, const bool* occluded) {
     const AttentionSizes& n = set.sizes;
-    torch::stable::parallel_for(0, set.subpixels() * n.rows, 4, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, n.rate * n.rows, 4, [&](int64_t begin, int64_t end) {
+      std::vector<T> buffer(kBlock * n.columns);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = i / n.rows, y = i % n.rows;
-        Panels<T> to = subpixel(set, r);
-        to.data += y * n.columns * kPanel;
-        pack_cells(background, set, r, y, y + 1, T(1), to);
+        const int64_t y = i / n.rate, ry = i % n.rate;
+        pack_cells(background, set, ry, y, T(1), buffer.data(), [&](int64_t rx) {
+          Panels<T> to = subpixel(set, ry * n.rate + rx);
+          to.data += y * n.columns * kPanel;
+          return to;
+        });
       }
     });
     std::vector<T> squares(n.keys);
@@ -783,17 +846,21 @@ int64_t rows_of_keys(const AttentionSizes& n, int64_t keys) {
   return std::clamp<int64_t>(keys / n.columns, 1, n.rows);
 }
 
+// Rows of queries that share their reading of the background.
+int64_t rows_of_queries(const AttentionSizes& n) { return std::clamp<int64_t>(kDepth / n.columns, 1, kQueryRows); }
+
 // out of the rows [begin, end) of queries.
 template <class S, class T>
 void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<S>& out,
             int64_t begin, int64_t end) {
   const AttentionSizes& n = set.sizes;
-  const int64_t wide = set.wide(), together = rows_of_keys(n, kDepth), size = together * n.columns * wide;
+  const int64_t wide = set.wide(), together = rows_of_keys(n, kDepth), tile = n.columns * wide, size = together * tile;
+  const int64_t most = rows_of_queries(n), plane = n.channels * wide;
   Arena<T> arena;
-  Scores<S> scores(set, keys, foreground, arena, 4, 3);
+  Scores<S> scores(set, keys, foreground, arena, 4, most + 2);
   T *mixed, *result;
-  arena.want(mixed, 4 * size);
-  arena.want(result, set.subpixels() * n.channels * wide);
+  arena.want(mixed, most * 4 * size);
+  arena.want(result, most * set.subpixels() * plane);
   arena.allocate();
   scores.begin();
 
@@ -802,28 +869,33 @@ void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& fore
   for (int64_t k = 0; k < n.keys; ++k) {
     if (keys.weight[k] != T(0)) valid[k / n.columns + 1] = true;
   }
-  for (int64_t t = begin; t < end; ++t) {
-    for (int64_t y = std::max<int64_t>(t - 1, 0); y < std::min(t + 2, n.rows); ++y) scores.attention(y);
+  for (int64_t t = begin; t < end; t += most) {
+    const int64_t rows = std::min(most, end - t);
+    for (int64_t y = std::max<int64_t>(t - 1, 0); y < std::min(t + rows + 1, n.rows); ++y) scores.attention(y);
     bool some = false;
     for (int64_t first = 0; first < n.rows; first += together) {
       const int64_t last = std::min(first + together, n.rows);
       if (std::none_of(valid.begin() + first, valid.begin() + last + 2, [](bool v) { return v; })) continue;
-      for (int64_t ky = first; ky < last; ++ky) {
-        mix(scores.attended(t, ky), mixed + (ky - first) * n.columns * wide, size, n.columns, wide);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t ky = first; ky < last; ++ky) {
+          mix(scores.attended(t + i, ky), mixed + i * 4 * size + (ky - first) * tile, size, n.columns, wide);
+        }
       }
       for (int64_t r = 0; r < set.subpixels(); ++r) {
         for (int64_t c = 0; c < n.channels; c += kPanel) {
           const T* cells = keys.subpixel(set, r).at(first * n.columns, c);
-          multiply<T>({cells, 1, kPanel}, row_major<const T>(mixed + set.side(r) * size, wide),
-                      row_major(result + (r * n.channels + c) * wide, wide), std::min(kPanel, n.channels - c), wide,
-                      (last - first) * n.columns, some);
+          for (int64_t i = 0; i < rows; ++i) {
+            multiply<T>({cells, 1, kPanel}, row_major<const T>(mixed + (i * 4 + set.side(r)) * size, wide),
+                        row_major(result + (i * set.subpixels() + r) * plane + c * wide, wide),
+                        std::min(kPanel, n.channels - c), wide, (last - first) * n.columns, some);
+          }
         }
       }
       some = true;
     }
-    if (!some) std::fill_n(result, set.subpixels() * n.channels * wide, T(0));
-    for (int64_t r = 0; r < set.subpixels(); ++r) {
-      unpack_channels(result + r * n.channels * wide, set, r, t, T(0.25), out);
+    if (!some) std::fill_n(result, rows * set.subpixels() * plane, T(0));
+    for (int64_t i = 0; i < rows; ++i) {
+      unpack_channels(result + i * set.subpixels() * plane, set, set.subpixels(), t + i, T(0.25), out);
     }
   }
 }
@@ -839,7 +911,7 @@ class Gradients {
       : set_(set), n_(set.sizes), keys_(keys), foreground_(foreground), gradient_(gradient), wide_(set.wide()),
         pitch_(wide_ + kAlign), tile_(n_.columns * wide_), together_(rows_of_keys(n_, kDepth / 2)),
         scores_(set, keys, foreground, arena_, 8, kQueryRows + 4) {
-    const int64_t size = set.row_size(), cells = set.panels() * kPanel * kQueryRows * n_.columns;
+    const int64_t size = set.row_size();
     for (Ring<T>& ring : mixed_) ring.ask(arena_, std::min<int64_t>(3, n_.rows), size);
     for (Ring<T>* ring : {&by_a2_, &by_a1_, &by_h_}) ring->ask(arena_, std::min<int64_t>(3, n_.rows), size);
     ends_.ask(arena_, 2, size);
@@ -852,8 +924,9 @@ class Gradients {
     arena_.want(left_, n_.keys);
     arena_.want(right_, n_.keys);
     arena_.want(result_, n_.channels * wide_);
-    arena_.want(queries_, cells);
-    arena_.want(pixels_, set.subpixels() * cells);
+    arena_.want(buffer_, kBlock * n_.columns);
+    arena_.want(queries_, n_.rate * cells());
+    arena_.want(pixels_, set.subpixels() * cells());
     arena_.want(attention_, kQueryRows * 4 * together_ * tile_);
     arena_.want(by_background_, set.subpixels() * set.panels() * kPanel * n_.keys);
     arena_.want(products_, n_.keys * kAlign);
@@ -932,6 +1005,9 @@ class Gradients {
     const int64_t panel = n_.keys * kPanel;
     return {by_background_ + subpixel * set_.panels() * panel, kPanel, panel};
   }
+
+  // Size of a matrix of kQueryRows rows of queries by channels.
+  int64_t cells() const { return set_.panels() * kPanel * kQueryRows * n_.columns; }
 
   // By the mixtures T of row t, summed over their neighbours along the row: mixed_[sy > 0].
   void unpaste(int64_t t) {
@@ -1056,19 +1132,23 @@ class Gradients {
                     std::min(kDepth, n_.keys - k), k > 0);
       }
     }
-    unpack_channels(result_, set_, 0, y, T(1), by_foreground);
+    unpack_channels(result_, set_, 1, y, T(1), by_foreground);  // the other pixels are not compared
   }
 
-  // The pixels of rows [t, t + rows) of queries as a matrix, for products over all of these queries.
-  Panels<const T> pack_queries(const Image<const S>& image, int64_t subpixel, int64_t t, int64_t rows, T factor, T* to) {
-    const int64_t panel = kQueryRows * n_.columns * kPanel;
-    pack_cells(image, set_, subpixel, t, t + rows, factor, Panels<T>{to, kPanel, panel});
-    return {to, kPanel, panel};
+  // The pixels (ry, rx) of rows [t, t + rows) of queries as matrices, `cells` apart, for products over all of these
+  // queries.
+  void pack_queries(const Image<const S>& image, int64_t ry, int64_t t, int64_t rows, T factor, T* to, int64_t cells) {
+    for (int64_t i = 0; i < rows; ++i) {
+      pack_cells(image, set_, ry, t + i, factor, buffer_, [&](int64_t rx) {
+        return Panels<T>{to + rx * cells + i * n_.columns * kPanel, kPanel, kQueryRows * n_.columns * kPanel};
+      });
+    }
   }
 
   // By the keys, from G.
   void by_keys(int64_t t, int64_t rows) {
-    const Panels<const T> queries = pack_queries(foreground_, 0, t, rows, T(1), queries_);
+    pack_queries(foreground_, 0, t, rows, T(1), queries_, cells());
+    const Panels<const T> queries{queries_, kPanel, kQueryRows * n_.columns * kPanel};
     for (int64_t k = 0; k < n_.keys; k += kDepth / 2) {
       Panels<T> to = background(0);
       to.data += k * kPanel;
@@ -1080,9 +1160,9 @@ class Gradients {
   // By the patches that were pasted.
   void by_patches(int64_t t, int64_t rows) {
     for (int64_t y = std::max<int64_t>(t - 1, 0); y <= std::min(t + rows, n_.rows - 1); ++y) scores_.attention(y);
-    const int64_t cells = set_.panels() * kPanel * kQueryRows * n_.columns, size = together_ * tile_;
-    for (int64_t r = 0; r < set_.subpixels(); ++r) {
-      pack_queries(gradient_, r, t, rows, T(0.25), pixels_ + r * cells);
+    const int64_t size = together_ * tile_;
+    for (int64_t ry = 0; ry < n_.rate; ++ry) {
+      pack_queries(gradient_, ry, t, rows, T(0.25), pixels_ + ry * n_.rate * cells(), cells());
     }
     for (int64_t first = 0; first < n_.rows; first += together_) {
       const int64_t last = std::min(first + together_, n_.rows);
@@ -1095,7 +1175,7 @@ class Gradients {
         Panels<T> to = background(r);
         to.data += first * n_.columns * kPanel;
         multiply<T>({attention_ + set_.side(r) * size, wide_, 1, n_.columns, 4 * size},
-                    {pixels_ + r * cells, kPanel, kQueryRows * n_.columns * kPanel}, to, (last - first) * n_.columns,
+                    {pixels_ + r * cells(), kPanel, kQueryRows * n_.columns * kPanel}, to, (last - first) * n_.columns,
                     set_.channels(), rows * n_.columns, true);
       }
     }
@@ -1110,7 +1190,7 @@ class Gradients {
   Scores<S> scores_;
   Ring<T> mixed_[2], by_a2_, by_a1_, by_h_, ends_;
   std::tuple<const T*, const T*, const T*> h_;
-  T *by_g_, *tiles_[4], *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *queries_, *pixels_, *attention_;
+  T *by_g_, *tiles_[4], *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *buffer_, *queries_, *pixels_, *attention_;
   T *by_background_, *products_;
   int64_t begin_ = 0, end_ = 0;
 };
@@ -1208,8 +1288,6 @@ std::tuple<Tensor, Tensor> contextual_attention_backward(const Tensor& gradient,
 
   for_dtype(foreground.scalar_type(), "contextual_attention_backward", [&](auto zero) {
     using S = decltype(zero);
-    // Pixels that are not compared have no influence.
-    if (n.rate > 1) std::fill_n(static_cast<S*>(by_foreground.mutable_data_ptr()), by_foreground.numel(), zero);
     for_samples(n, [&](int64_t sample, int64_t count) {
       const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
       std::vector<std::unique_ptr<Gradients<S>>> parts(count);

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import warnings
@@ -83,6 +84,16 @@ class Operator:
     def differentiate(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         """State the derivative of the kernel named like the operator; see :func:`torch.library.register_autograd`."""
         torch.library.register_autograd(f"deocc::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+    def implement_in_triton(self, *kernels: str) -> None:
+        """Let functions of these names in deocc/ops/triton/<op>.py compute on CUDA devices, where triton is installed.
+
+        Neither that file nor triton is imported before one of them is called.
+        """
+        if importlib.util.find_spec("triton") is None:
+            return
+        for kernel in kernels:
+            _LIBRARY.impl(kernel, functools.partial(_in_triton, self.name, kernel), "CUDA")
 
     def refuse_derivative(self, kernel: str) -> None:
         """State that the operator can be differentiated once: asking for a derivative of its backward kernel raises."""
@@ -161,6 +172,10 @@ class Operator:
 # torch.compile takes the answer as a constant. This is what torch.compiler.assume_constant_result does, which would
 # import the whole compiler here and now.
 Operator.uses_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _in_triton(name: str, kernel: str, *arguments: Any) -> Any:
+    return getattr(importlib.import_module(f"deocc.ops.triton.{name}"), kernel)(*arguments)
 
 
 def _backend(reason: str) -> Backend:

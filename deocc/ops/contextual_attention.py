@@ -199,3 +199,4 @@ _OFFSETS.define(
     " -> Tensor",
     _fake_offsets,
 )
+_OPERATOR.implement_in_triton("contextual_attention", "contextual_attention_backward", "contextual_attention_offsets")

@@ -407,7 +407,12 @@ SPECS: Mapping[str, Spec] = {
                 Case("no-fuse", "edge", _attention_inputs(2, 3, 12, 10), {"fuse": False}),
                 Case("soft", "edge", _attention_inputs(1, 4, 10, 12), {"scale": 0.5}),
                 Case("faint", "edge", _attention_inputs(1, 4, 10, 12, spread=1e-6)),
-                Case("features", "paper", _attention_inputs(1, 128, 64, 64)),
+                Case(
+                    "features",
+                    "paper",
+                    _attention_inputs(1, 128, 64, 64),
+                    floors={"cpu forward": 4.0, "cpu training": 4.0},
+                ),
                 Case("large", "large", _attention_inputs(1, 8, 96, 96)),
             ),
             tolerances={

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from deocc.errors import InputError
+from deocc.ops import backends, contextual_attention, contextual_attention_offsets
+from deocc.ops.reference import contextual_attention as reference
+from deocc.testing.operators import SPECS, use_backend
+
+BACKENDS = [name for name, state in backends("contextual_attention").items() if state.available]
+
+
+def features(*shape: int, spread: float = 0.3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    foreground, background = torch.randn(2, *shape, generator=generator, dtype=torch.float64) * spread
+    occlusion = torch.rand(shape[0], 1, *shape[2:], generator=generator) < 0.02
+    return foreground.to(dtype), background.to(dtype), occlusion.to(dtype)
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    return ((got.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_paste_adds_up_patches_one_by_one(backend: str) -> None:
+    rate, rows, columns = 2, 3, 4
+    foreground, background, occlusion = features(1, 2, rate * rows, rate * columns, dtype=torch.float64)
+    valid = reference.valid_keys(occlusion, rate)
+    logits = reference.scores(foreground, background, rate, True) * valid * 10
+    attention = (logits.softmax(2) * valid)[0]
+    wanted = torch.zeros_like(foreground)
+    for q in range(rows * columns):
+        for k in range(rows * columns):
+            for dy in range(-1, 3):
+                for dx in range(-1, 3):
+                    to = (q // columns * rate + dy, q % columns * rate + dx)
+                    of = (k // columns * rate + dy, k % columns * rate + dx)
+                    if all(0 <= y < rate * rows and 0 <= x < rate * columns for y, x in (to, of)):
+                        wanted[:, :, to[0], to[1]] += attention[q, k] * background[:, :, of[0], of[1]] / 4
+    with use_backend(backend) as device:
+        got = contextual_attention(foreground.to(device), background.to(device), occlusion.to(device))
+    torch.testing.assert_close(got.cpu(), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_near_the_reference_in_double_precision(backend: str, fuse: bool) -> None:
+    inputs = features(2, 48, 40, 44)
+    upstream = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+
+    def run(function: Callable[..., Tensor], device: str, dtype: torch.dtype, *options: object) -> list[Tensor]:
+        f, b, o = (value.to(device, dtype) for value in inputs)
+        f, b = f.requires_grad_(), b.requires_grad_()
+        result = function(f, b, o, *options)
+        return [result.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(result, (f, b), upstream.to(result)))]
+
+    wanted = run(reference.contextual_attention, "cpu", torch.float64, 2, 10.0, fuse)
+    with use_backend(backend) as device:
+        got = run(lambda f, b, o: contextual_attention(f, b, o, fuse=fuse), device, torch.float32)
+    assert relative_error(got[0], wanted[0]) <= 2e-5
+    assert relative_error(got[1], wanted[1]) <= 1e-4
+    assert relative_error(got[2], wanted[2]) <= 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_do_not_see_each_other(backend: str) -> None:
+    inputs = features(3, 5, 12, 18)
+    inputs[2][1] = 1
+    with use_backend(backend) as device:
+        f, b, o = (value.to(device) for value in inputs)
+        together = contextual_attention(f, b, o)
+        alone = [contextual_attention(f[i : i + 1], b[i : i + 1], o[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert not together[1].any()  # everything occluded
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_nothing_is_pasted_from_does_not_matter(backend: str) -> None:
+    """All but the background's compared pixels may change where they and all around is occluded."""
+    foreground, background, _ = features(1, 4, 24, 24)
+    occlusion = torch.zeros(1, 1, 24, 24)
+    occlusion[:, :, 4:20, 4:20] = 1
+    changed = background.clone()
+    changed[:, :, 9:15:2, 9:15:2] += 100
+    with use_backend(backend) as device:
+        got, again = (
+            contextual_attention(foreground.to(device), value.to(device), occlusion.to(device))
+            for value in (background, changed)
+        )
+    assert torch.equal(got, again)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_occlusion_is_the_default_and_bool_will_do(backend: str) -> None:
+    with use_backend(backend) as device:
+        f, b, o = (value.to(device) for value in features(1, 3, 8, 8))
+        nothing = contextual_attention(f, b)
+        assert torch.equal(nothing, contextual_attention(f, b, torch.zeros_like(o)))
+        assert torch.equal(contextual_attention(f, b, o), contextual_attention(f, b, o.bool()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_keeps_the_features_dtype(backend: str) -> None:
+    with use_backend(backend) as device, torch.autocast(device, dtype=torch.bfloat16):
+        f, b, o = (value.to(device) for value in features(1, 3, 8, 8))
+        assert contextual_attention(f, b, o).dtype == torch.float32
+        assert contextual_attention(f.bfloat16(), b.bfloat16(), o).dtype == torch.bfloat16
+        assert contextual_attention(f.bfloat16(), b, o).dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_offsets(backend: str, fuse: bool) -> None:
+    foreground, background, occlusion = features(2, 16, 20, 28)
+    occlusion[1] = 1
+    wanted = reference.contextual_attention_offsets(foreground, background, occlusion, 2, fuse)
+    with use_backend(backend) as device:
+        inputs = (value.to(device) for value in (foreground, background, occlusion))
+        got = contextual_attention_offsets(*inputs, fuse=fuse)
+    assert got.dtype == torch.int32
+    assert torch.equal(got.cpu(), wanted)
+    assert not got[1].any()
+
+
+def test_offsets_find_what_was_moved() -> None:
+    background = torch.randn(1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    foreground = background.roll((4, -6), dims=(2, 3))
+    rows, columns = contextual_attention_offsets(foreground, background)[0, :, 5:-5, 5:-5]
+    assert bool((rows == -2).all())
+    assert bool((columns == 3).all())
+
+
+def test_a_second_derivative_is_an_error_that_says_so() -> None:
+    foreground, background, occlusion = features(1, 2, 4, 4)
+    foreground.requires_grad_()
+    with use_backend(next(name for name in BACKENDS if name != "reference")):
+        result = contextual_attention(foreground, background, occlusion).square().sum()
+        (first,) = torch.autograd.grad(result, foreground, create_graph=True)
+        with pytest.raises(NotImplementedError, match="contextual_attention has no second derivative"):
+            first.sum().backward()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_agree(threads: int) -> None:
+    spec = SPECS["contextual_attention"]
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            f, b, o = features(1, 8, 36, 20, dtype=torch.float64)
+            f, b = f.requires_grad_(), b.requires_grad_()
+            result = spec.function(f, b, o)
+            results.append([result, *torch.autograd.grad(result.square().sum(), (f, b))])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("width", ["avx2", "narrow"])
+def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
+    """In another process: the width is chosen once."""
+    script = (
+        "import torch; from deocc.ops import contextual_attention as ca; g = torch.Generator().manual_seed(0);"
+        "f, b = torch.randn(2, 1, 20, 20, 44, generator=g).mul(0.3).requires_grad_().unbind(0);"
+        "r = ca(f, b); torch.save([r.detach(), *torch.autograd.grad(r.square().sum(), (f, b))], {!r})"
+    )
+    results = []
+    for variable in (None, width):
+        path = tmp_path / f"{variable}.pt"
+        environment = os.environ | ({"DEOCC_VECTOR": variable} if variable else {})
+        subprocess.run([sys.executable, "-c", script.format(str(path))], env=environment, check=True)
+        results.append(torch.load(path))
+    for one, other in zip(*results, strict=True):
+        assert relative_error(one, other.double()) <= 1e-5
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_triton_interpreted(fuse: bool) -> None:
+    """The GPU's kernels, on the CPU, in another process: Triton decides when it is imported."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    script = f"""
+import torch
+from deocc.ops.reference import contextual_attention as reference
+from deocc.ops.triton import contextual_attention as kernel
+kernel._BLOCK, kernel._ELEMENTS = 16, 1
+for shape, rate in ((2, 3, 6, 8), 2), ((1, 2, 5, 3), 1), ((1, 2, 8, 12), 4), ((1, 2, 2, 8), 2), ((1, 2, 9, 6), 3):
+    g = torch.Generator().manual_seed(0)
+    f, b, up = torch.randn(3, *shape, generator=g, dtype=torch.float64) * 0.3
+    f, b = f.requires_grad_(), b.requires_grad_()
+    o = torch.rand(shape[0], 1, *shape[2:], generator=g) < 0.05
+    wanted = reference.contextual_attention(f, b, o, rate, 4.0, {fuse})
+    torch.testing.assert_close(kernel.contextual_attention(f.detach(), b.detach(), o, rate, 4.0, {fuse}), wanted)
+    got = kernel.contextual_attention_backward(up, f.detach(), b.detach(), o, rate, 4.0, {fuse})
+    torch.testing.assert_close(got, torch.autograd.grad(wanted, (f, b), up))
+    found = kernel.contextual_attention_offsets(f.detach(), b.detach(), o, rate, {fuse})
+    assert torch.equal(found, reference.contextual_attention_offsets(f, b, o, rate, {fuse}))
+    half = [x.detach().to(torch.bfloat16) for x in (f, b)]
+    assert kernel.contextual_attention(*half, o, rate, 4.0, {fuse}).dtype == torch.bfloat16
+"""
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+
+
+def _some() -> Tensor:
+    return torch.zeros(1, 2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, _some()), {}, "foreground must be a torch.Tensor, got NoneType"),
+        ((_some(), _some().int()), {}, "background must be float32, float64, bfloat16 or float16, got torch.int32"),
+        ((_some(), _some(), torch.zeros(1, 1, 4, 6).int()), {}, "occlusion must be float32"),
+        ((_some()[0], _some()[0]), {}, r"foreground must have shape \(N, C, H, W\)"),
+        ((_some()[:, :0], _some()[:, :0]), {}, "at least one channel and pixel, got"),
+        ((_some(), _some()[..., :4]), {}, r"background must have the foreground's shape \(1, 2, 4, 6\), got"),
+        ((_some(), _some(), _some()), {}, r"occlusion must have shape \(1, 1, 4, 6\)"),
+        ((_some(), _some()), {"rate": 4}, "rate must divide height and width, got 4 for 4 x 6"),
+        ((_some(), _some()), {"rate": 0}, "rate must be an integer of at least 1, got 0"),
+        ((_some(), _some()), {"rate": 2.0}, "rate must be an integer of at least 1, got 2.0"),
+        ((_some(), _some()), {"scale": float("nan")}, "scale must be a finite number, got nan"),
+        ((_some(), _some()), {"fuse": 1}, "fuse must be True or False, got 1"),
+        ((_some(), _some().to("meta")), {}, "background must be on the foreground's device cpu, got meta"),
+        ((_some().to_sparse(), _some()), {}, "foreground must be a dense tensor, got torch.sparse_coo"),
+    ],
+)
+def test_what_cannot_be_used(arguments: tuple[object, ...], options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        contextual_attention(*arguments, **options)  # type: ignore[arg-type]
