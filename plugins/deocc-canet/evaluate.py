@@ -3,7 +3,7 @@
     deocc data pack lfw -o packs/lfw-test --kind lfw --split test
     python plugins/deocc-canet/evaluate.py packs/lfw-test --pairs lfw/pairs.txt --matcher matcher.onnx
 
-Every face of the pack gets one occlusion (seed = its position). Restoring is judged inside the occlusion (PSNR, SSIM).
+Every face of the pack (or ``--limit`` of them) gets one occlusion (seed = its position). Restoring is judged inside the occlusion (PSNR, SSIM).
 Then, with ``--pairs``, the second face of each pair is masked, and the pair is scored unmasked (TT), masked (MT) and
 with the masked face restored (UT), by the packaged matcher and by ``--matcher``: an ONNX network that takes RGB 0..255
 faces on the 112x112 template and that no training saw.
@@ -50,9 +50,10 @@ def quality(faces: PackedFaces, limit: int | None) -> dict[str, object]:
     }
     rows: dict[str, list[dict[str, float | str]]] = {name: [] for name in restorers}
     count = min(len(faces), limit or len(faces))
+    chosen = np.linspace(0, len(faces) - 1, count).astype(int)
     for start in range(0, count, BATCH):
-        positions = range(start, min(start + BATCH, count))
-        images = to_tensor(faces.images[list(positions)])
+        positions = [int(position) for position in chosen[start : start + BATCH]]
+        images = to_tensor(faces.images[positions])
         parts = [masked(faces, position) for position in positions]
         occluded, occlusion = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         hole = (occlusion > 0).float()
@@ -70,11 +71,11 @@ def quality(faces: PackedFaces, limit: int | None) -> dict[str, object]:
     for name, list_ in rows.items():
         table[name] = {
             kind: {
-                "faces": len(chosen),
-                **{key: round(float(np.nanmean([row[key] for row in chosen])), 4) for key in ("psnr", "ssim", "iou")},
+                "faces": len(group),
+                **{key: round(float(np.nanmean([row[key] for row in group])), 4) for key in ("psnr", "ssim", "iou")},
             }
             for kind in ("all", *kinds)
-            if (chosen := [row for row in list_ if kind in ("all", row["kind"])])
+            if (group := [row for row in list_ if kind in ("all", row["kind"])])
         }
     return table
 
@@ -103,11 +104,10 @@ def embed_packaged(crops: np.ndarray) -> np.ndarray:
         return torch.cat([recognizer(to_tensor(crops[i : i + 64])) for i in range(0, len(crops), 64)]).numpy()
 
 
-def verification(faces: PackedFaces, pairs_file: Path, matcher: Path | None, limit: int | None) -> dict[str, object]:
+def verification(faces: PackedFaces, pairs_file: Path, matcher: Path | None) -> dict[str, object]:
     """AUC and true positive rates of TT, MT and UT, for each matcher."""
     position = {name: i for i, name in enumerate(faces.names)}
     pairs = [pair for pair in read_pairs(pairs_file) if pair.first in position and pair.second in position]
-    pairs = pairs[: limit or len(pairs)]
     same = np.array([pair.same for pair in pairs])
     first = sorted({position[pair.first] for pair in pairs})
     second = sorted({position[pair.second] for pair in pairs})
@@ -171,14 +171,14 @@ def main() -> None:
     parser.add_argument("pack", type=Path, help="packed test faces")
     parser.add_argument("--pairs", type=Path, help="LFW's pairs.txt")
     parser.add_argument("--matcher", type=Path, help="ONNX matcher that no training saw")
-    parser.add_argument("--limit", type=int, help="use only the first so many faces and pairs")
+    parser.add_argument("--limit", type=int, help="judge the quality on so many faces only, evenly spaced")
     arguments = parser.parse_args()
     faces = PackedFaces(arguments.pack)
     if faces.crop != Crop(128, 0.75):
         parser.error(f"{arguments.pack} must hold crops of 128 pixels and zoom 0.75, got {faces.crop}")
     results: dict[str, object] = {"data": faces.title, "quality": quality(faces, arguments.limit)}
     if arguments.pairs:
-        results["verification"] = verification(faces, arguments.pairs, arguments.matcher, arguments.limit)
+        results["verification"] = verification(faces, arguments.pairs, arguments.matcher)
     RESULTS.mkdir(exist_ok=True)
     with atomic_write(RESULTS / "test.json") as file:
         file.write((json.dumps(results, indent=1) + "\n").encode())
