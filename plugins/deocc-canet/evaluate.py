@@ -3,7 +3,8 @@
     deocc data pack lfw -o packs/lfw-test --kind lfw --split test
     python plugins/deocc-canet/evaluate.py packs/lfw-test --pairs lfw/pairs.txt --matcher matcher.onnx
 
-Every face of the pack (or ``--limit`` of them) gets one occlusion (seed = its position). Restoring is judged inside the occlusion (PSNR, SSIM).
+Every face of the pack (or ``--limit`` of them) gets one occlusion (seed = its position). Restoring is judged inside the
+occlusion (PSNR, SSIM).
 Then, with ``--pairs``, the second face of each pair is masked, and the pair is scored unmasked (TT), masked (MT) and
 with the masked face restored (UT), by the packaged matcher and by ``--matcher``: an ONNX network that takes RGB 0..255
 faces on the 112x112 template and that no training saw.
