@@ -93,7 +93,8 @@ class Operator:
         if importlib.util.find_spec("triton") is None:
             return
         for kernel in kernels:
-            _LIBRARY.impl(kernel, functools.partial(_in_triton, self.name, kernel), "CUDA")
+            function = functools.partial(_in_triton, self.name, kernel)
+            _LIBRARY.impl(kernel, function, "CUDA")  # type: ignore[no-untyped-call]
 
     def refuse_derivative(self, kernel: str) -> None:
         """State that the operator can be differentiated once: asking for a derivative of its backward kernel raises."""
