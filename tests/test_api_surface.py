@@ -21,7 +21,7 @@ SURFACE = {
     ),
     "deocc.errors": "DeoccError InputError MissingDependencyError PluginError UsageError WeightsError",
     "deocc.faces": "Crop Detector Face TEMPLATE_112 align paste_back",
-    "deocc.files": "atomic_write sha256",
+    "deocc.files": "atomic_write make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
     "deocc.losses": "LPIPS",

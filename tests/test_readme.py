@@ -32,12 +32,13 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A virtual environment of its own, since the README installs a plugin, that borrows what is installed here."""
     venv = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     site = next(venv.glob("lib/python*/site-packages"))
     (site / "borrowed.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    deocc = venv / "bin" / "deocc"
-    deocc.write_text(f'#!/bin/sh\nexec "{venv}/bin/python" -m deocc "$@"\n')
-    deocc.chmod(0o755)
+    for name in ("deocc", "pip"):
+        script = venv / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec "{venv}/bin/python" -m {name} "$@"\n')
+        script.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHONPATH"))}
     return {**clean, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
