@@ -183,6 +183,7 @@ def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
         assert relative_error(one, other.double()) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuse", [True, False])
 def test_triton_interpreted(fuse: bool) -> None:
     """The GPU's kernels, on the CPU, in another process: Triton decides when it is imported."""
@@ -191,8 +192,8 @@ def test_triton_interpreted(fuse: bool) -> None:
 import torch
 from deocc.ops.reference import contextual_attention as reference
 from deocc.ops.triton import contextual_attention as kernel
-kernel._BLOCK, kernel._ELEMENTS = 16, 1
-for shape, rate in ((2, 3, 6, 8), 2), ((1, 2, 5, 3), 1), ((1, 2, 8, 12), 4), ((1, 2, 2, 8), 2), ((1, 2, 9, 6), 3):
+kernel._BLOCK, kernel._ELEMENTS = 4, 1  # several blocks of keys, and one sample at a time
+for shape, rate in ((2, 2, 4, 6), 2), ((1, 2, 3, 2), 1):
     g = torch.Generator().manual_seed(0)
     f, b, up = torch.randn(3, *shape, generator=g, dtype=torch.float64) * 0.3
     f, b = f.requires_grad_(), b.requires_grad_()
