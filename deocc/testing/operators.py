@@ -417,7 +417,8 @@ SPECS: Mapping[str, Spec] = {
             ),
             tolerances={
                 torch.float64: (1e-9, 1e-11),
-                torch.float32: (1e-4, 1e-4),
+                # The softmax at scale 10 magnifies rounding: single gradients of size 1 are off by 1e-4 here and there.
+                torch.float32: (1e-4, 5e-4),
                 torch.bfloat16: (1e-2, 1e-2),
                 torch.float16: (2e-3, 2e-3),
             },
