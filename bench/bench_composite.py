@@ -27,11 +27,18 @@ def eager(image: Tensor, fill: Tensor, occlusion: Tensor) -> Tensor:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_composite(
-    case: Any, order: str, dtype: torch.dtype, measure: str, device: str, compare: Callable[..., None], benchmark: Any
+    case: Any,
+    order: str,
+    dtype: torch.dtype,
+    measure: str,
+    device: str,
+    compare: Callable[..., float],
+    floor_of: Callable[[Any, str], float],
+    benchmark: Any,
 ) -> None:
     inputs = [value.contiguous(memory_format=ORDERS[order]) for value in case.draw(device, dtype)]
     benchmark.extra_info["shape"] = list(inputs[0].shape)
-    floor = case.floors.get(f"{device} {measure}", 0.0)
+    floor = floor_of(case, measure)
     if measure == "forward":
         with torch.no_grad():
             compare(lambda: ops.composite(*inputs), lambda: eager(*inputs), floor)
@@ -47,7 +54,7 @@ def test_composite(
 
 
 @pytest.mark.parametrize("size", [128, 250, 1024])
-def test_composite_uint8(size: int, compare: Callable[..., None]) -> None:
+def test_composite_uint8(size: int, compare: Callable[..., float]) -> None:
     rng = np.random.default_rng(0)
     image, fill = rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     occlusion = rng.integers(0, 256, (size, size), dtype=np.uint8)

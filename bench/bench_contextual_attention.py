@@ -1,20 +1,11 @@
 """``deocc.ops.contextual_attention`` against eager code: ``pytest bench/bench_contextual_attention.py``.
 
-Beside the ratio, each result carries the floor (multiply-adds over the rate of ``torch.mm`` at the same moment) and
-what the process had in memory above inputs and results. Set ``MALLOC_MMAP_THRESHOLD_=4294967296`` and
-``MALLOC_TRIM_THRESHOLD_=4294967296`` to keep memory between calls ("tuned"): the eager code spends much of its time
-on fresh pages. ``DEOCC_VECTOR=avx2`` measures narrower vectors.
+``DEOCC_VECTOR=avx2`` measures narrower vectors.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +22,7 @@ SHAPES = {
     "channels": (1, 192, 64, 64),
     "large": (1, 128, 128, 128),
 }
-FLOORS = SPECS["contextual_attention"].case("features").floors
+CASES = {case.name: case for case in SPECS["contextual_attention"].cases if case.name in SHAPES}
 
 
 def inputs_of(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> list[Tensor]:
@@ -71,96 +62,81 @@ def step(function: Callable[..., Tensor], foreground: Tensor, background: Tensor
     return torch.autograd.grad(function(f, b, occlusion), (f, b), torch.ones_like(f))
 
 
-def multiply_rate(device: str) -> float:
-    """Multiply-adds a second of torch.mm, one thread or one GPU."""
-    a = torch.ones(1024, 1024, device=device)
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 1024**3 / statistics.median(times)
-
-
 def test_eager_is_right() -> None:
     inputs = inputs_of((2, 8, 24, 20), "cpu", torch.float32)
     torch.testing.assert_close(ops.contextual_attention(*inputs), eager(*inputs), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("measure", ["forward", "training"])
-@pytest.mark.parametrize("rival", ["eager", "compiled"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_contextual_attention(
-    shape: str, dtype: torch.dtype, rival: str, measure: str, device: str, compare: Callable[..., None], benchmark: Any
+def shape_mark(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.gate) if name == "features" else name
+
+
+def compare_with(
+    theirs: Callable[..., Tensor], shape: str, dtype: torch.dtype, measure: str, device: str, compare: Any, floor: float
 ) -> None:
-    if rival == "compiled" and shape != "features":
-        pytest.skip("compiling takes minutes: one shape is enough")
     inputs = inputs_of(SHAPES[shape], device, dtype)
     count, channels, height, width = SHAPES[shape]
     products = 5 * count * channels * (height * width // 4) ** 2 * (1 if measure == "forward" else 3)
-    benchmark.extra_info.update(shape=list(SHAPES[shape]), floor_ms=products / multiply_rate(device) * 1e3)
-    theirs = torch.compile(eager, fullgraph=True) if rival == "compiled" else eager
-    floor = FLOORS.get(f"{device} {measure}", 0.0) if dtype == torch.float32 else 0.0
     if measure == "forward":
         with torch.no_grad():
-            compare(lambda: ops.contextual_attention(*inputs), lambda: theirs(*inputs), floor)
+            compare(lambda: ops.contextual_attention(*inputs), lambda: theirs(*inputs), floor, multiply_adds=products)
     else:
-        compare(lambda: step(ops.contextual_attention, *inputs), lambda: step(theirs, *inputs), floor)
+        compare(
+            lambda: step(ops.contextual_attention, *inputs),
+            lambda: step(theirs, *inputs),
+            floor,
+            multiply_adds=products,
+        )
+
+
+@pytest.mark.parametrize("measure", ["forward", "training"])
+@pytest.mark.parametrize("shape", [shape_mark(name) for name in SHAPES])
+def test_float32(
+    shape: str, measure: str, device: str, compare: Any, floor_of: Callable[[Any, str], float], benchmark: Any
+) -> None:
+    benchmark.extra_info["shape"] = list(SHAPES[shape])
+    floor = floor_of(CASES[shape], measure) if shape in CASES else 0.0
+    compare_with(eager, shape, torch.float32, measure, device, compare, floor)
+
+
+@pytest.mark.parametrize("measure", ["forward", "training"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16(shape: str, measure: str, device: str, compare: Any, benchmark: Any) -> None:
+    benchmark.extra_info["shape"] = list(SHAPES[shape])
+    compare_with(eager, shape, torch.bfloat16, measure, device, compare, 0.0)
+
+
+@pytest.mark.parametrize("measure", ["forward", "training"])
+def test_against_torch_compile(measure: str, device: str, compare: Any, benchmark: Any) -> None:
+    """One shape: compiling takes minutes."""
+    benchmark.extra_info["shape"] = list(SHAPES["features"])
+    compiled = torch.compile(eager, fullgraph=True)
+    compare_with(compiled, "features", torch.float32, measure, device, compare, 0.0)
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["features", "large"])
-def test_two_threads_help(shape: str, measure: str, device: str, benchmark: Any) -> None:
-    if device != "cpu" or (os.cpu_count() or 1) < 2:
-        pytest.skip("threads are the CPU's, and there must be two")
-    inputs = inputs_of(SHAPES[shape], device, torch.float32)
-    times: dict[int, list[float]] = {1: [], 2: []}
-    before = torch.get_num_threads()
-    try:
-        for _ in range(7):
-            for count, taken in times.items():
-                torch.set_num_threads(count)
-                start = time.perf_counter()
-                if measure == "forward":
-                    ops.contextual_attention(*inputs)
-                else:
-                    step(ops.contextual_attention, *inputs)
-                taken.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
-    benchmark.extra_info["speedup"] = statistics.median(times[1]) / statistics.median(times[2])
-    benchmark.pedantic(lambda: None)
-
-
-def peak_mb(function: str, shape: str, measure: str) -> float:
-    """Peak of resident memory above what the inputs and a first tiny call took, in a process of its own."""
-    script = f"""
-import resource, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch, bench_contextual_attention as bench
-from deocc import ops
-torch.set_num_threads(1)
-function = {{"ours": ops.contextual_attention, "eager": bench.eager}}[{function!r}]
-call = function if {measure!r} == "forward" else lambda *inputs: bench.step(function, *inputs)
-call(*bench.inputs_of((1, 8, 8, 8), "cpu", torch.float32))
-inputs = bench.inputs_of(bench.SHAPES[{shape!r}], "cpu", torch.float32)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-result = call(*inputs)
-results = [result] if isinstance(result, torch.Tensor) else result
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 - sum(r.nbytes for r in results) / 2**20)
-"""
-    return float(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
+def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[[Callable[[], object]], float]) -> None:
+    inputs = inputs_of(SHAPES[shape], "cpu", torch.float32)
+    if measure == "forward":
+        thread_speedup(lambda: ops.contextual_attention(*inputs))
+    else:
+        thread_speedup(lambda: step(ops.contextual_attention, *inputs))
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["features", "large"])
-def test_memory(shape: str, measure: str, device: str, benchmark: Any) -> None:
-    if device != "cpu":
-        pytest.skip("the process's memory is the CPU's")
-    ours, theirs = (peak_mb(name, shape, measure) for name in ("ours", "eager"))
+def test_memory(shape: str, measure: str, peak_mb: Callable[..., float], benchmark: Any) -> None:
+    def peak(function: str) -> float:
+        call = f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
+        return peak_mb(
+            call.format("small"),
+            call.format("big"),
+            small="inputs_of((1, 8, 8, 8), 'cpu', torch.float32)",
+            big=f"inputs_of(SHAPES[{shape!r}], 'cpu', torch.float32)",
+        )
+
+    ours, theirs = peak("ops.contextual_attention"), peak("eager")
     benchmark.extra_info.update(ours_mb=ours, eager_mb=theirs)
     benchmark.pedantic(lambda: None)
     assert ours < theirs

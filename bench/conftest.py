@@ -1,33 +1,86 @@
-"""What every benchmark shares: ``pytest bench/ [--device cuda] [--benchmark-json=bench/baselines/cpu/NAME.json]``.
+"""What every benchmark shares.
+
+``pytest bench/ [--device cuda] [--threads 1] [--malloc tuned] [--benchmark-json=bench/baselines/cpu/NAME.json]``
 
 A benchmark measures ours and what people write today in one process, taking turns, and compares medians: only their
-ratio is held against a floor, since absolute times belong to one machine. ``DEOCC_STRICT=1`` is set, so that the
-reference is never taken for a kernel.
+ratio is held against a floor, since absolute times belong to one machine. Beside it stands the limit: the time that
+the multiply-adds take at the rate of the fastest matrix product here, or the bytes at the rate of a copy, whichever is
+longer. ``DEOCC_STRICT=1`` is set, so that the reference is never taken for a kernel. ``-m gate`` runs the ratios alone
+that have to hold for a change to land.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 import torch
 
 from deocc import ops
 
-RATIOS: list[tuple[str, float, float, float, float]] = []
+
+class Row(NamedTuple):
+    name: str
+    rival: float
+    ours: float
+    floor: float
+    limit: float
+    bound: str
+
+
+ROWS: list[Row] = []
+
+
+class Compare(Protocol):
+    """See :func:`compare`."""
+
+    def __call__(
+        self,
+        ours: Callable[[], object],
+        theirs: Callable[[], object],
+        floor: float = 0.0,
+        *,
+        multiply_adds: float = 0.0,
+        bytes_moved: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> float: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where tensors are; cpu by default")
+    parser.addoption("--threads", type=int, default=1, help="torch.set_num_threads; 1 by default")
+    parser.addoption(
+        "--malloc",
+        choices=["default", "tuned"],
+        default="default",
+        help="tuned: glibc keeps freed memory, so that no time goes into fresh pages (the eager code gains by it)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["DEOCC_STRICT"] = "1"
     os.environ.pop("DEOCC_BACKEND", None)
+    torch.set_num_threads(config.getoption("--threads"))
+    if config.getoption("--malloc") == "tuned":
+        keep_freed_memory()
+    config.addinivalue_line("markers", "gate: its ratio has to hold for a change to land")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc to map no blocks and to give none back."""
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1)):
+        raise RuntimeError("--malloc tuned: mallopt refused")
 
 
 @pytest.fixture(scope="session")
@@ -38,51 +91,175 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
-def compare(
-    benchmark: Any, request: pytest.FixtureRequest, device: str
-) -> Callable[[Callable[[], object], Callable[[], object], float], None]:
-    """``compare(ours, theirs, floor)``: fails when ``median(theirs) / median(ours)`` is under the floor."""
+@pytest.fixture(scope="session")
+def floor_of(request: pytest.FixtureRequest, device: str) -> Callable[[Any, str], float]:
+    """``floor_of(case, "forward")``: the least ratio that the case table accepts on this device and malloc, else 0."""
+    tuned = " tuned" if request.config.getoption("--malloc") == "tuned" else ""
 
-    def timed(function: Callable[[], object]) -> Callable[[], None]:
-        def call() -> None:
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
+    def find(case: Any, measure: str) -> float:
+        return float(case.floors.get(f"{device} {measure}{tuned}", 0.0))
 
-        return call
+    return find
 
-    def run(ours: Callable[[], object], theirs: Callable[[], object], floor: float) -> None:
-        ours, theirs = timed(ours), timed(theirs)
+
+def finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def median_time(function: Callable[[], object], device: str, rounds: int = 9) -> float:
+    times = []
+    for _ in range(rounds):
         start = time.perf_counter()
-        for function in (ours, theirs) * 2:
-            function()
-        rounds = min(max(int(4 * 0.5 / (time.perf_counter() - start)), 5), 200)  # about half a second of each
+        function()
+        finish(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@functools.cache
+def multiply_rate(device: str, dtype: torch.dtype) -> float:
+    """Multiply-adds a second of the fastest matrix product there is: torch.mm, or oneDNN's by way of a convolution."""
+    size = 1024 if device == "cpu" else 8192
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    x, w = a.view(1, size, -1, 32), a.view(size, size, 1, 1)
+    with torch.no_grad():
+        times = [median_time(lambda: a @ a, device)]
+        if device == "cpu":
+            times.append(median_time(lambda: torch.nn.functional.conv2d(x, w), device))
+    return size**3 / min(times)
+
+
+@functools.cache
+def copy_rate(device: str) -> float:
+    """Bytes a second, read and written, of copying what fits no cache."""
+    a = torch.ones(2**26 if device == "cpu" else 2**29, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / median_time(lambda: b.copy_(a), device, 5)
+
+
+@pytest.fixture
+def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Compare:
+    """``compare(ours, theirs, floor, multiply_adds=..., bytes_moved=...)`` -> the ratio of the medians.
+
+    Fails when ``median(theirs) / median(ours)`` is under the floor. The multiply-adds and the bytes are what the
+    operation cannot do without; ``dtype`` is what the multiply-adds are done in.
+    """
+
+    def run(
+        ours: Callable[[], object],
+        theirs: Callable[[], object],
+        floor: float = 0.0,
+        *,
+        multiply_adds: float = 0.0,
+        bytes_moved: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> float:
+        def mine() -> None:
+            ours()
+            finish(device)
+
         rival: list[float] = []
 
         def turn() -> None:
-            before = time.perf_counter()
+            start = time.perf_counter()
             theirs()
-            rival.append(time.perf_counter() - before)
+            finish(device)
+            rival.append(time.perf_counter() - start)
 
-        benchmark.pedantic(ours, setup=turn, rounds=rounds, iterations=1)
-        mine, other = benchmark.stats["median"], statistics.median(rival)
-        benchmark.extra_info.update(eager_median=other, ratio=other / mine, floor=floor, device=device)
-        RATIOS.append((request.node.name, other, mine, other / mine, floor))
-        assert other / mine >= floor, f"{other / mine:.2f} times eager, and {floor} is the floor"
+        start = time.perf_counter()
+        for function in (mine, turn) * 2:
+            function()
+        rounds = min(max(int(4 * 0.5 / (time.perf_counter() - start)), 5), 200)  # about half a second of each
+        rival.clear()
+        benchmark.pedantic(mine, setup=turn, rounds=rounds, iterations=1)
+        median, other = benchmark.stats["median"], statistics.median(rival)
+        limits = {"arithmetic": 0.0, "memory": 0.0}
+        if multiply_adds:
+            limits["arithmetic"] = multiply_adds / multiply_rate(device, dtype)
+        if bytes_moved:
+            limits["memory"] = bytes_moved / copy_rate(device)
+        bound = max(limits, key=lambda name: limits[name])
+        limit = limits[bound]
+        benchmark.extra_info.update(eager_median=other, ratio=other / median, floor=floor, device=device)
+        if limit:
+            benchmark.extra_info.update(limit=limit, bound=bound, of_limit=median / limit)
+        ROWS.append(Row(request.node.name, other, median, floor, limit, bound if limit else ""))
+        assert other / median >= floor, f"{other / median:.2f} times eager, and {floor} is the floor"
+        return float(other / median)
+
+    return run
+
+
+@pytest.fixture
+def thread_speedup(benchmark: Any, device: str) -> Callable[[Callable[[], object]], float]:
+    """``thread_speedup(function)``: the time on one thread over that on two, taking turns."""
+
+    def run(function: Callable[[], object]) -> float:
+        if device != "cpu" or (os.cpu_count() or 1) < 2:
+            pytest.skip("threads are the CPU's, and there must be two")
+        times: dict[int, list[float]] = {1: [], 2: []}
+        before = torch.get_num_threads()
+        try:
+            for _ in range(9):
+                for count, taken in times.items():
+                    torch.set_num_threads(count)
+                    start = time.perf_counter()
+                    function()
+                    taken.append(time.perf_counter() - start)
+        finally:
+            torch.set_num_threads(before)
+        speedup = statistics.median(times[1]) / statistics.median(times[2])
+        benchmark.extra_info["speedup"] = speedup
+        benchmark.pedantic(lambda: None)
+        return speedup
+
+    return run
+
+
+@pytest.fixture
+def peak_mb(request: pytest.FixtureRequest, device: str) -> Callable[..., float]:
+    """``peak_mb("f(*small)", "f(*big)", small="...", big="...")``: MiB that the second adds to resident memory.
+
+    All are expressions over the names in the benchmark's own file, evaluated on one thread in a process of its own,
+    the inputs first. The first call runs the same code on little, so that what is loaded once is not counted; neither
+    are the second one's results, tensors.
+    """
+
+    def run(warm: str, call: str, **inputs: str) -> float:
+        if device != "cpu":
+            pytest.skip("the process's memory is the CPU's")
+        script = f"""
+import resource, runpy, torch
+torch.set_num_threads(1)
+names = runpy.run_path({str(Path(request.path))!r})
+names |= {{key: eval(value, names) for key, value in {inputs!r}.items()}}
+eval({warm!r}, names)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = eval({call!r}, names)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+results = [result] if isinstance(result, torch.Tensor) else [r for r in result if r is not None]
+print((after - before) / 1024 - sum(r.nbytes for r in results) / 2**20)
+"""
+        done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
 
     return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not RATIOS:
+    if not ROWS:
         return
     terminalreporter.section("ours against eager PyTorch, medians")
-    width = max(len(row[0]) for row in RATIOS)
-    terminalreporter.write_line(f"{'':<{width}} {'eager ms':>10} {'ours ms':>10} {'ratio':>7} {'floor':>6}")
-    for name, other, mine, ratio, floor in RATIOS:
+    width = max(len(row.name) for row in ROWS)
+    head = f"{'eager ms':>10} {'ours ms':>10} {'ratio':>7} {'floor':>6} {'limit ms':>9} {'/limit':>6}  bound"
+    terminalreporter.write_line(f"{'':<{width}} {head}")
+    for row in ROWS:
+        limit = f"{row.limit * 1e3:>9.3f} {row.ours / row.limit:>6.2f}  {row.bound}" if row.limit else ""
         terminalreporter.write_line(
-            f"{name:<{width}} {other * 1e3:>10.3f} {mine * 1e3:>10.3f} {ratio:>7.2f} {floor:>6}"
+            f"{row.name:<{width}} {row.rival * 1e3:>10.3f} {row.ours * 1e3:>10.3f} {row.rival / row.ours:>7.2f} "
+            f"{row.floor:>6} {limit}".rstrip()
         )
 
 
@@ -93,6 +270,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.update(kept)
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
+    machine_info["malloc"] = config.getoption("--malloc")
+    machine_info["vector"] = os.environ.get("DEOCC_VECTOR", "widest")
     machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     machine_info["build"] = {key: value for key, value in ops.build_info().items() if key != "file"}
 

@@ -6,11 +6,18 @@ sentence without a traceback (unless ``--debug``) and exits with the class's ``e
 
 from __future__ import annotations
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+
 
 class DeoccError(Exception):
-    """Base of every error that deocc raises on purpose."""
+    """Base of every error that deocc raises on purpose. What a file's name brings along stays on the one line."""
 
     exit_code = 1
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(_CONTROL.sub(lambda found: repr(found[0])[1:-1], sentence))
 
 
 class UsageError(DeoccError, ValueError):

@@ -420,3 +420,7 @@ def test_anything_is_taken_or_refused(name):
     sentences: list[str] = []
     attempt()
     assert all(sentence and "\n" not in sentence for sentence in sentences)
+
+
+def test_an_error_is_one_line_whatever_a_name_holds():
+    assert str(DeoccError("there is no file a\nb\r\x1b[1m\u2028c")) == "there is no file a\\nb\\r\\x1b[1m\\u2028c"

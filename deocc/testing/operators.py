@@ -20,72 +20,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from deocc import ops
 from deocc.errors import UsageError
-from deocc.ops.reference import composite as composite_reference
-from deocc.ops.reference import contextual_attention as contextual_attention_reference
+from deocc.testing.cases import composite, contextual_attention
+from deocc.testing.spec import DTYPES, Case, Spec
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""What every operator computes in."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of an operator.
-
-    Attributes:
-        name: unique among the operator's cases.
-        kind: ``smoke`` (small, usual), ``edge`` (empty, odd, all or nothing occluded), ``paper`` (the size that the
-            method's paper works at) or ``large``. gradcheck and compile see the first two; benches the last two.
-        inputs: draws the float64 tensors of a call.
-        options: keyword arguments of the call.
-        floors: bench ``"<device> <measure>"`` -> the least ratio to eager PyTorch that is accepted.
-    """
-
-    name: str
-    kind: Literal["smoke", "edge", "paper", "large"]
-    inputs: Callable[[torch.Generator], tuple[Tensor, ...]]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    floors: Mapping[str, float] = field(default_factory=dict)
-
-    def draw(self, device: str = "cpu", dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-        """The case's tensors, the same at every call."""
-        generator = torch.Generator().manual_seed(0)
-        return tuple(value.to(device=device, dtype=dtype) for value in self.inputs(generator))
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What an operator promises.
-
-    Attributes:
-        name: of the operator.
-        function: the public function.
-        reference: the same in plain PyTorch.
-        kernels: the names in ``torch.ops.deocc`` and what to call each with, made from a case's tensors.
-        cases: at least one of every kind.
-        tolerances: dtype -> (relative, absolute) error of results and gradients against the float64 reference.
-        differentiable: which of the inputs receive gradients.
-        twice: whether second derivatives exist; where they do not, asking for one must raise.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    kernels: Mapping[str, Callable[[tuple[Tensor, ...]], tuple[Any, ...]]]
-    cases: Sequence[Case]
-    tolerances: Mapping[torch.dtype, tuple[float, float]]
-    differentiable: Sequence[int]
-    twice: bool
-
-    def case(self, name: str) -> Case:
-        """The case of that name."""
-        return next(case for case in self.cases if case.name == name)
+__all__ = ["DTYPES", "SPECS", "Case", "OperatorCheck", "OperatorError", "Spec", "operator_checks", "use_backend"]
 
 
 class OperatorError(AssertionError):
@@ -224,10 +168,12 @@ def _layouts(spec: Spec, case: Case, device: str) -> None:
     """Strided, shifted and channels_last inputs give what contiguous ones give."""
     inputs = case.draw(device, torch.float32)
     wanted = _run(spec.function, spec, case, inputs)
-    padded = [torch.nn.functional.pad(value, [1, 2]) for value in inputs]
+    padded = [torch.nn.functional.pad(value, [1, 2]) if value.dim() else value for value in inputs]
     layouts = {
-        "sliced": [value[..., 1:-2] for value in padded],
-        "transposed": [value.transpose(-1, -2).contiguous().transpose(-1, -2) for value in inputs],
+        "sliced": [value[..., 1:-2] if value.dim() else value for value in padded],
+        "transposed": [
+            value.transpose(-1, -2).contiguous().transpose(-1, -2) if value.dim() > 1 else value for value in inputs
+        ],
     }
     if all(value.dim() == 4 for value in inputs):
         layouts["channels_last"] = [value.contiguous(memory_format=torch.channels_last) for value in inputs]
@@ -289,142 +235,5 @@ def _opcheck(spec: Spec, case: Case, device: str) -> None:
             torch.library.opcheck(operator, arguments(values), test_utils=tests)
 
 
-def _composite_inputs(
-    *shape: int, occlusion: Literal["soft", "hard", "none", "all"] = "soft"
-) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        image, fill = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-        weight = torch.rand((shape[0], 1, *shape[2:]), generator=generator, dtype=torch.float64)
-        if occlusion != "soft":
-            weight = {"hard": weight.round(), "none": weight * 0, "all": weight * 0 + 1}[occlusion]
-        return image, fill, weight
-
-    return draw
-
-
-def _attention_inputs(
-    *shape: int, occlusion: Literal["some", "none", "all"] = "some", spread: float = 0.3
-) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
-    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-        foreground, background = torch.randn(2, *shape, generator=generator, dtype=torch.float64) * spread
-        if occlusion != "some":
-            return foreground, background, torch.full((shape[0], 1, *shape[2:]), float(occlusion == "all")).double()
-        # A rectangle for each sample, of a size and at a place of its own.
-        edges = torch.rand(shape[0], 4, 1, 1, generator=generator, dtype=torch.float64)
-        y, x = (torch.linspace(0, 1, size, dtype=torch.float64) for size in shape[2:])
-        top, bottom, left, right = edges.mul(0.5).unbind(1)
-        inside = (y[:, None] > top) & (y[:, None] < 1 - bottom) & (x > left) & (x < 1 - right)
-        return foreground, background, inside[:, None].double()
-
-    return draw
-
-
-def _plain_attention(
-    foreground: Tensor,
-    background: Tensor,
-    occlusion: Tensor,
-    *,
-    rate: int = 2,
-    scale: float = 10.0,
-    fuse: bool = True,
-) -> Tensor:
-    return contextual_attention_reference.contextual_attention(foreground, background, occlusion, rate, scale, fuse)
-
-
-SPECS: Mapping[str, Spec] = {
-    spec.name: spec
-    for spec in (
-        Spec(
-            name="composite",
-            function=ops.composite,
-            reference=composite_reference.composite,
-            kernels={"composite": lambda x: x, "composite_backward": lambda x: (x[0] - 0.5, *x)},
-            cases=(
-                Case("smoke", "smoke", _composite_inputs(2, 3, 8, 9)),
-                Case("hard", "edge", _composite_inputs(2, 3, 6, 5, occlusion="hard")),
-                Case("nothing", "edge", _composite_inputs(1, 3, 5, 4, occlusion="none")),
-                Case("everything", "edge", _composite_inputs(1, 3, 4, 5, occlusion="all")),
-                Case("one-pixel", "edge", _composite_inputs(1, 1, 1, 1)),
-                Case("many-channels", "edge", _composite_inputs(2, 67, 3, 5)),
-                Case("no-image", "edge", _composite_inputs(0, 3, 5, 7)),
-                Case("no-channel", "edge", _composite_inputs(2, 0, 5, 7)),
-                Case(
-                    "odd",
-                    "paper",
-                    _composite_inputs(3, 3, 127, 129, occlusion="hard"),
-                    floors={"cpu forward": 1.0, "cpu training": 0.8},
-                ),
-                Case(
-                    "batch",
-                    "paper",
-                    _composite_inputs(16, 3, 128, 128),
-                    floors={"cpu forward": 1.3, "cpu training": 1.0},
-                ),
-                Case(
-                    "features",
-                    "paper",
-                    _composite_inputs(4, 64, 64, 64),
-                    floors={"cpu forward": 0.8, "cpu training": 0.8},
-                ),
-                Case(
-                    "photos",
-                    "large",
-                    _composite_inputs(4, 3, 512, 512),
-                    floors={"cpu forward": 1.3, "cpu training": 1.2},
-                ),
-            ),
-            tolerances={
-                torch.float64: (1e-12, 1e-14),
-                torch.float32: (1e-5, 1e-5),
-                torch.bfloat16: (5e-3, 1e-3),
-                torch.float16: (1e-3, 1e-4),
-            },
-            differentiable=(0, 1, 2),
-            twice=True,
-        ),
-        Spec(
-            name="contextual_attention",
-            function=ops.contextual_attention,
-            reference=_plain_attention,
-            kernels={
-                "contextual_attention": lambda x: (x[0], x[1], x[2] != 0, 1, 10.0, True),
-                "contextual_attention_backward": lambda x: (x[0] - 0.5, x[0], x[1], x[2] != 0, 1, 10.0, True),
-                "contextual_attention_offsets": lambda x: (x[0], x[1], x[2] != 0, 1, True),
-            },
-            cases=(
-                Case("smoke", "smoke", _attention_inputs(2, 3, 12, 16)),
-                Case("everything", "edge", _attention_inputs(2, 2, 4, 6, occlusion="all")),
-                Case("nothing", "edge", _attention_inputs(1, 2, 6, 4, occlusion="none")),
-                Case("one-position", "edge", _attention_inputs(1, 1, 2, 2, occlusion="none")),
-                Case("one-row", "edge", _attention_inputs(1, 2, 2, 14, occlusion="none")),
-                Case("one-column", "edge", _attention_inputs(1, 2, 14, 2, occlusion="none")),
-                Case("no-sample", "edge", _attention_inputs(0, 2, 4, 6)),
-                Case("odd", "edge", _attention_inputs(3, 5, 18, 14)),
-                Case("wider-than-a-vector", "edge", _attention_inputs(1, 3, 6, 42)),
-                Case("rate-1", "edge", _attention_inputs(2, 3, 5, 7), {"rate": 1}),
-                Case("rate-3", "edge", _attention_inputs(1, 2, 12, 15), {"rate": 3}),
-                Case("rate-4", "edge", _attention_inputs(1, 2, 16, 28), {"rate": 4}),
-                Case("no-fuse", "edge", _attention_inputs(2, 3, 12, 10), {"fuse": False}),
-                Case("soft", "edge", _attention_inputs(1, 4, 10, 12), {"scale": 0.5}),
-                Case("faint", "edge", _attention_inputs(1, 4, 10, 12, spread=1e-6)),
-                Case(
-                    "features",
-                    "paper",
-                    _attention_inputs(1, 128, 64, 64),
-                    floors={"cpu forward": 4.0, "cpu training": 4.0},
-                ),
-                Case("large", "large", _attention_inputs(1, 8, 96, 96)),
-            ),
-            tolerances={
-                torch.float64: (1e-9, 1e-11),
-                # The softmax at scale 10 magnifies rounding: single gradients of size 1 are off by 1e-4 here and there.
-                torch.float32: (1e-4, 5e-4),
-                torch.bfloat16: (1e-2, 1e-2),
-                torch.float16: (2e-3, 2e-3),
-            },
-            differentiable=(0, 1),
-            twice=False,
-        ),
-    )
-}
-"""Every operator's cases and tolerances."""
+SPECS: Mapping[str, Spec] = {spec.name: spec for cases in (composite, contextual_attention) for spec in cases.SPECS}
+"""Every operator's promises; those with a file of their own in deocc/testing/cases."""
