@@ -131,3 +131,12 @@ def test_operators_pass_under_sanitizers() -> None:
     done = run(REPOSITORY / ".ci" / "sanitize", cwd=REPOSITORY, PYTHON=sys.executable)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "sanitizer: address,undefined" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_passes_its_tests_without_a_plugin() -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("there is no compiler")
+    done = run(REPOSITORY / ".ci" / "wheel", cwd=REPOSITORY, PYTHON=sys.executable)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "with no plugin" in done.stdout
