@@ -82,10 +82,7 @@ def _build() -> Iterator[str]:
 def _operators() -> Iterator[str]:
     from deocc import ops
 
-    for name, backends in ops.backends().items():
-        yield name
-        states = [(backend, "yes" if state.available else f"no: {state.reason}") for backend, state in backends.items()]
-        yield from (f"  {line}" for line in _table(states))
+    return iter(str(ops.backends()).splitlines())
 
 
 def _methods() -> Iterator[str]:

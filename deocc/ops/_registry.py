@@ -59,6 +59,24 @@ class Backend(NamedTuple):
     reason: str = ""
 
 
+class Backends(dict[str, dict[str, Backend]]):
+    """Operator -> backend -> :class:`Backend`; printed, a table with the reasons below it."""
+
+    def __str__(self) -> str:
+        columns = [name for states in list(self.values())[:1] for name in states]
+        reasons: dict[str, int] = {}
+        rows = [["", *columns]]
+        for name, states in self.items():
+            cells = [
+                "yes" if state.available else f"no ({reasons.setdefault(state.reason, len(reasons) + 1)})"
+                for state in states.values()
+            ]
+            rows.append([name, *cells])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"({number}) {reason}" for reason, number in reasons.items())])
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator: its name, and how the GPU kernel is written. Making one registers it.
@@ -184,20 +202,21 @@ def _backend(reason: str) -> Backend:
 
 
 @overload
-def backends(name: None = None) -> dict[str, dict[str, Backend]]: ...
+def backends(name: None = None) -> Backends: ...
 @overload
 def backends(name: str) -> dict[str, Backend]: ...
-def backends(name: str | None = None) -> dict[str, dict[str, Backend]] | dict[str, Backend]:
+def backends(name: str | None = None) -> Backends | dict[str, Backend]:
     """What can compute an operator here: ``"reference"``, ``"cpu"``, ``"cuda"``, ``"triton"`` -> :class:`Backend`.
 
     Args:
-        name: an operator, as in ``backends("composite")["cuda"].reason``; None gives a mapping of all of them.
+        name: an operator, as in ``backends("composite")["cuda"].reason``; None gives a mapping of all of them,
+            which prints as a table.
 
     Raises:
         UsageError: there is no such operator.
     """
     if name is None:
-        return {name: operator.backends() for name, operator in _OPERATORS.items()}
+        return Backends((name, operator.backends()) for name, operator in _OPERATORS.items())
     if name not in _OPERATORS:
         raise UsageError(f"there is no operator {name!r}; there are {', '.join(_OPERATORS)}")
     return _OPERATORS[name].backends()

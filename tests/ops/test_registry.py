@@ -67,6 +67,15 @@ def test_backends() -> None:
         backends("composit")
 
 
+def test_backends_print_as_a_table() -> None:
+    head, *rows = str(backends()).splitlines()
+    assert head.split() == ["reference", "cpu", "cuda", "triton"]
+    operators, reasons = rows[: len(backends())], rows[len(backends()) :]
+    assert [row.split()[0] for row in operators] == list(backends())
+    wanted = {state.reason for states in backends().values() for state in states.values() if not state.available}
+    assert {reason.split(") ", 1)[1] for reason in reasons} == wanted
+
+
 def test_importing_brings_torch_and_nothing_else() -> None:
     program = (
         "import sys, torch; before = set(sys.modules); import deocc.ops; "
