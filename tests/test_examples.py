@@ -1,0 +1,60 @@
+"""The scripts of examples/ run, import nothing of deocc but its operators, and do what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    return [float(found) for found in re.findall(pattern, text)]
+
+
+def test_nothing_of_deocc_but_its_operators() -> None:
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    assert len(scripts) == 4
+    for script in scripts:
+        lines = [line for line in script.read_text().splitlines() if re.match(r"(from|import) deocc", line)]
+        assert len(lines) == 1
+        assert lines[0].startswith("from deocc.ops import ")
+
+
+@pytest.mark.slow
+def test_contextual_attention_helps_an_inpainting_unet() -> None:
+    without, with_attention = numbers(r"error (\S+)", run("inpainting_unet.py", "--steps", "80"))
+    assert with_attention < without
+
+
+@pytest.mark.slow
+def test_moco_learns_directions() -> None:
+    before, after = numbers(r"(\S+) degrees", run("moco.py", "--steps", "100"))
+    assert after < before
+
+
+def test_the_student_learns_the_teachers_distances() -> None:
+    before, after = numbers(r"correlation (\S+)", run("relational_distillation.py", "--steps", "100"))
+    assert after > before + 0.1
+
+
+@pytest.mark.slow
+def test_export() -> None:
+    printed = run("export.py").splitlines()
+    assert printed[0].startswith("exported with deocc.contextual_attention.default, deocc.composite.default")
+    assert "We failed to resolve torch.ops.deocc.contextual_attention.default" in printed[1]
+    assert printed[2:] == [
+        "exported from the reference with 0 operators of deocc",
+        "loaded without deocc.ops: works",
+    ]
