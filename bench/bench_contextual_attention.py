@@ -140,3 +140,21 @@ def test_memory(shape: str, measure: str, peak_mb: Callable[..., float], benchma
     benchmark.extra_info.update(ours_mb=ours, eager_mb=theirs)
     benchmark.pedantic(lambda: None)
     assert ours < theirs
+
+
+def test_scaling(scaling: Callable[..., None], device: str) -> None:
+    """Forward and backward, 64 channels, from 16 x 16 to 64 x 64 positions."""
+
+    def pair(keys: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        side = 2 * int(keys**0.5)
+        inputs = inputs_of((1, 64, side, side), device, torch.float32)
+        return lambda: step(ops.contextual_attention, *inputs), lambda: step(eager, *inputs)
+
+    scaling(
+        "L",
+        {side**2: f"inputs_of((1, 64, {2 * side}, {2 * side}), 'cpu', torch.float32)" for side in (16, 24, 32, 48, 64)},
+        pair,
+        small="inputs_of((1, 8, 8, 8), 'cpu', torch.float32)",
+        ours="step(ops.contextual_attention, *big)",
+        eager="step(eager, *big)",
+    )

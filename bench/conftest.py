@@ -250,6 +250,46 @@ print((after - before) / 1024 - sum(r.nbytes for r in results) / 2**20)
     return run
 
 
+@pytest.fixture
+def scaling(benchmark: Any, device: str, peak_mb: Callable[..., float]) -> Callable[..., None]:
+    """``scaling("L", {1024: "inputs(32)", ...}, pair, small=..., ours="f(*big)", eager="g(*big)")``.
+
+    For report.py: time and, on the CPU, memory of ours and of the eager code at every value of what the operator scales with. ``pair``
+    makes two functions of a value: ours and theirs. The other arguments are what :func:`peak_mb` takes: expressions
+    for small inputs, for those of each value, and for the calls on them, which are ``big``.
+    """
+
+    def run(
+        variable: str,
+        inputs: dict[int, str],
+        pair: Callable[[int], tuple[Callable[[], object], Callable[[], object]]],
+        *,
+        small: str,
+        ours: str,
+        eager: str,
+    ) -> None:
+        curves: dict[str, list[float]] = {"ours_ms": [], "eager_ms": [], "ours_mb": [], "eager_mb": []}
+        for value, expression in inputs.items():
+            times: dict[str, list[float]] = {"ours": [], "eager": []}
+            functions = dict(zip(times, pair(value), strict=True))
+            for turn in range(6):
+                for name, function in functions.items():
+                    start = time.perf_counter()
+                    function()
+                    finish(device)
+                    if turn:
+                        times[name].append(time.perf_counter() - start)
+            for name, call in (("ours", ours), ("eager", eager)):
+                curves[f"{name}_ms"].append(statistics.median(times[name]) * 1e3)
+                if device == "cpu":
+                    warm = call.replace("*big", "*small")
+                    curves[f"{name}_mb"].append(peak_mb(warm, call, small=small, big=expression))
+        benchmark.extra_info["scaling"] = {"variable": variable, "values": list(inputs), **curves}
+        benchmark.pedantic(lambda: None)
+
+    return run
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not ROWS:
         return
