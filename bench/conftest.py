@@ -254,9 +254,9 @@ print((after - before) / 1024 - sum(r.nbytes for r in results) / 2**20)
 def scaling(benchmark: Any, device: str, peak_mb: Callable[..., float]) -> Callable[..., None]:
     """``scaling("L", {1024: "inputs(32)", ...}, pair, small=..., ours="f(*big)", eager="g(*big)")``.
 
-    For report.py: time and, on the CPU, memory of ours and of the eager code at every value of what the operator scales with. ``pair``
-    makes two functions of a value: ours and theirs. The other arguments are what :func:`peak_mb` takes: expressions
-    for small inputs, for those of each value, and for the calls on them, which are ``big``.
+    For report.py: time and, on the CPU, memory of ours and of the eager code, at every value of what the operator
+    scales with. ``pair`` makes two functions of a value: ours and theirs. The other arguments are what :func:`peak_mb`
+    takes: expressions for small inputs, for those of each value, and for the calls on them, which are ``big``.
     """
 
     def run(
