@@ -388,6 +388,8 @@ DETECTOR = Detector(max_size=64)
 FUNCTIONS = {
     "ops.composite": (3, ops.composite),
     "ops.composite_uint8": (3, ops.composite_uint8),
+    "ops.info_nce": (3, ops.info_nce),
+    "ops.KeyQueue.enqueue": (1, ops.KeyQueue(3, 2).enqueue),
     "psnr": (3, metrics.psnr),
     "ssim": (3, metrics.ssim),
     "occlusion_iou": (2, metrics.occlusion_iou),

@@ -15,13 +15,17 @@ A graph made by ``torch.compile`` keeps what was decided while it was traced.
 from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
 from deocc.ops.contextual_attention import contextual_attention, contextual_attention_offsets
+from deocc.ops.info_nce import InfoNCE, KeyQueue, info_nce
 
 __all__ = [
     "Backend",
+    "InfoNCE",
+    "KeyQueue",
     "backends",
     "build_info",
     "composite",
     "composite_uint8",
     "contextual_attention",
     "contextual_attention_offsets",
+    "info_nce",
 ]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from deocc import ops
 from deocc.errors import UsageError
-from deocc.testing.cases import composite, contextual_attention
+from deocc.testing.cases import composite, contextual_attention, info_nce
 from deocc.testing.spec import DTYPES, Case, Spec
 
 __all__ = ["DTYPES", "SPECS", "Case", "OperatorCheck", "OperatorError", "Spec", "operator_checks", "use_backend"]
@@ -235,5 +235,5 @@ def _opcheck(spec: Spec, case: Case, device: str) -> None:
             torch.library.opcheck(operator, arguments(values), test_utils=tests)
 
 
-SPECS: Mapping[str, Spec] = {spec.name: spec for cases in (composite, contextual_attention) for spec in cases.SPECS}
+SPECS: Mapping[str, Spec] = {spec.name: spec for cases in (composite, contextual_attention, info_nce) for spec in cases.SPECS}
 """Every operator's promises; those with a file of their own in deocc/testing/cases."""
