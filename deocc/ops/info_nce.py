@@ -28,8 +28,8 @@ def info_nce(query: Tensor, positive: Tensor, queue: Tensor, *, temperature: flo
 
     The three promote to one dtype, inside ``torch.autocast`` too, which is that of the result; the queue is read as it
     is stored, at half the memory traffic in bfloat16. Half precision is computed in float32 and rounded once, with one
-    exception: with a bfloat16 queue, and a query of float32 or bfloat16, processors that multiply bfloat16 (AVX512-BF16,
-    GPUs) round the query and the softmax to bfloat16 inside the products with the queue. Sums and exponentials stay
+    exception: processors that multiply bfloat16 (AVX512-BF16; GPUs, float16 as well) round the query and the softmax to
+    the dtype of such a queue inside the products with it, unless the result is float64. Sums and exponentials stay
     float32. For unit vectors at temperature 0.07 the loss is then right to 1e-3 of it and gradients to 1e-2.
 
     Vectors are taken as they are: normalise them first. Any strides are accepted. NaN and infinities make the loss NaN
@@ -97,8 +97,9 @@ class KeyQueue(nn.Module):
       every process, and the global random state is not touched.
     - ``pointer``: a scalar int64, the row that the next key replaces, the oldest.
 
-    Under ``DistributedDataParallel`` keep it outside of the wrapped module, or pass ``broadcast_buffers=False``: it would
-    send the whole queue around at every step. ``enqueue(keys, gather=True)`` keeps the processes' queues equal.
+    ``enqueue(keys, gather=True)`` keeps the queues of many processes equal. Keep them out of what
+    ``DistributedDataParallel`` wraps, or pass it ``broadcast_buffers=False``: it would send the whole queue around at
+    every step.
 
     Args:
         length: K, at least 1.
@@ -231,8 +232,10 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(query.dtype, torch.float32)
     count, dim = query.shape
-    derivatives = (query.new_empty((count if wanted else 0, dim), dtype=dtype) for wanted in (by_query, by_positive))
-    return query.new_empty(()), *derivatives
+    to_query, to_positive = (
+        query.new_empty((count if wanted else 0, dim), dtype=dtype) for wanted in (by_query, by_positive)
+    )
+    return query.new_empty(()), to_query, to_positive
 
 
 def _fake_backward(

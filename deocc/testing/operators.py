@@ -235,5 +235,7 @@ def _opcheck(spec: Spec, case: Case, device: str) -> None:
             torch.library.opcheck(operator, arguments(values), test_utils=tests)
 
 
-SPECS: Mapping[str, Spec] = {spec.name: spec for cases in (composite, contextual_attention, info_nce) for spec in cases.SPECS}
+SPECS: Mapping[str, Spec] = {
+    spec.name: spec for cases in (composite, contextual_attention, info_nce) for spec in cases.SPECS
+}
 """Every operator's promises; those with a file of their own in deocc/testing/cases."""

@@ -25,5 +25,6 @@ def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float)
     query, positive, queue = query.to(wide), positive.to(wide), queue.detach().to(wide)
     right = (query * positive).sum(dim=1, keepdim=True) / temperature
     wrong = query @ queue.T / temperature
-    loss = torch.cat([right, wrong], dim=1).logsumexp(dim=1) - right[:, 0]
+    # The fraction with both sides divided by exp(right): its derivative by `right` does not cancel.
+    loss = torch.cat([right * 0, wrong - right], dim=1).logsumexp(dim=1)
     return (loss.sum() / max(len(query), 1)).to(dtype)

@@ -66,7 +66,8 @@ SPECS = (
         tolerances={
             torch.float64: (1e-9, 1e-11),
             torch.float32: (1e-4, 1e-6),
-            torch.bfloat16: (1e-2, 2e-3),
+            # A product with keys in bfloat16 rounds the softmax to it, too.
+            torch.bfloat16: (1e-2, 1e-2),
             torch.float16: (2e-3, 1e-4),
         },
         differentiable=(0, 1),
