@@ -172,19 +172,20 @@ void exponentials(T* scores, int64_t keys, int64_t columns, T scale, Sums<T>& su
 template <class S, class T>
 void pack_rows(const Rows<S>& rows, int64_t first, int64_t count, int64_t columns, T* to) {
   by_width<float>([&](auto) DEOCC_BODY {
-    for (int64_t c = 0; c < columns; c += kPanel, to += count * kPanel) {
-      const int64_t width = std::min(kPanel, columns - c);
-      if (rows.column == 1 && width == kPanel) {
-        for (int64_t r = 0; r < count; ++r) {
-          const S* __restrict from = &rows.at(first + r, c);
-          T* __restrict at = to + r * kPanel;
-          for (int64_t x = 0; x < kPanel; ++x) at[x] = static_cast<T>(from[x]);
-        }
-        continue;
+    const int64_t whole = rows.column == 1 ? columns / kPanel * kPanel : 0;
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t c = 0; c < whole; c += kPanel) {
+        const S* __restrict from = &rows.at(first + r, c);
+        T* __restrict at = to + c * count + r * kPanel;
+        for (int64_t x = 0; x < kPanel; ++x) at[x] = static_cast<T>(from[x]);
       }
-      if (width < kPanel) std::fill_n(to, count * kPanel, T(0));
+    }
+    for (int64_t c = whole; c < columns; c += kPanel) {
+      T* const at = to + c * count;
+      const int64_t width = std::min(kPanel, columns - c);
+      if (width < kPanel) std::fill_n(at, count * kPanel, T(0));
       for (int64_t x = 0; x < width; ++x) {
-        for (int64_t r = 0; r < count; ++r) to[r * kPanel + x] = static_cast<T>(rows.at(first + r, c + x));
+        for (int64_t r = 0; r < count; ++r) at[r * kPanel + x] = static_cast<T>(rows.at(first + r, c + x));
       }
     }
   });
