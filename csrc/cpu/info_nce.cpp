@@ -25,12 +25,12 @@ namespace {
 
 using torch::headeronly::BFloat16;
 
-constexpr int64_t kQueries = 256;       // queries that are multiplied with keys while these are in the cache
-constexpr int64_t kKeys = 128;          // keys in one matrix product, at most
-constexpr int64_t kTile = 1 << 15;      // elements of these keys, about
-constexpr int64_t kDepth = 256;         // columns in one matrix product of scores
-constexpr int64_t kAlone = 1 << 18;     // multiply-adds below which a second thread costs more than it saves
-constexpr int kSlack = 30;
+constexpr int64_t kQueries = 256;    // queries that are multiplied with keys while these are in the cache
+constexpr int64_t kKeys = 128;       // keys in one matrix product, at most
+constexpr int64_t kTile = 1 << 15;   // elements of these keys, about
+constexpr int64_t kDepth = 256;      // columns in one matrix product of scores
+constexpr int64_t kAlone = 1 << 18;  // multiply-adds of a thread below which it costs more than it saves
+constexpr int kSlack = 30;           // how far above its offset, in powers of 2, a score may be
 
 int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -191,8 +191,8 @@ void pack_rows(const Rows<S>& rows, int64_t first, int64_t count, int64_t column
   });
 }
 
-// The queries' columns as panels of kPanel queries: element (n, c) goes to to[n / kPanel * depth * kPanel + c * kPanel +
-// n % kPanel].
+// The queries' columns as panels of kPanel queries: element (n, c) goes to
+// to[n / kPanel * dim * kPanel + c * kPanel + n % kPanel].
 template <class S, class T>
 void pack_queries(const Rows<S>& query, int64_t batch, int64_t dim, T* to) {
   std::fill_n(to, padded(batch, kPanel) * dim, T(0));
@@ -293,7 +293,8 @@ template <class S, class T>
 class Plain {
  public:
   template <class Q>
-  Plain(const Settings& set, const Rows<Q>& query) : set_(set), queries_(padded(set.sizes.batch, kPanel) * set.sizes.dim) {
+  Plain(const Settings& set, const Rows<Q>& query)
+      : set_(set), queries_(padded(set.sizes.batch, kPanel) * set.sizes.dim) {
     pack_queries(query, set.sizes.batch, set.sizes.dim, queries_.get());
   }
 
@@ -343,7 +344,8 @@ class Plain {
 class Dots {
  public:
   template <class Q>
-  Dots(const Settings& set, const Rows<Q>& query) : set_(set), queries_(padded(set.sizes.batch, kPanel) * set.wide() / 2) {
+  Dots(const Settings& set, const Rows<Q>& query)
+      : set_(set), queries_(padded(set.sizes.batch, kPanel) * set.wide() / 2) {
     pack_queries_in_pairs(query, set.sizes.batch, set.sizes.dim, queries_.get());
   }
 
