@@ -332,6 +332,16 @@ def test_enqueueing_is_one_by_one(stored: torch.dtype, batches: list[int]) -> No
         assert queue.pointer == pointer
 
 
+def test_enqueueing_compiles() -> None:
+    one, other = KeyQueue(10, 4), KeyQueue(10, 4)
+    compiled = torch.compile(one.enqueue, fullgraph=True, backend="aot_eager")
+    for keys in torch.randn(4, 7, 4, generator=torch.Generator().manual_seed(0)):
+        compiled(keys)
+        other.enqueue(keys)
+    assert torch.equal(one.queue, other.queue)
+    assert torch.equal(one.pointer, other.pointer)
+
+
 def test_a_queue_resumes_in_the_middle() -> None:
     straight, before = KeyQueue(10, 4), KeyQueue(10, 4)
     batches = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
