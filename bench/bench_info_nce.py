@@ -162,3 +162,20 @@ def test_memory(measure: str, peak_mb: Callable[..., float], benchmark: Any) -> 
     benchmark.extra_info.update(ours_mb=ours, eager_mb=theirs)
     benchmark.pedantic(lambda: None)
     assert ours < min(theirs, 2.0)
+
+
+def test_scaling(scaling: Callable[..., None], device: str) -> None:
+    """Forward and backward, 64 queries of 128 dimensions."""
+
+    def pair(keys: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        inputs = inputs_of((64, 128, keys), device)
+        return lambda: step(ops.info_nce, *inputs), lambda: step(eager, *inputs)
+
+    scaling(
+        "K",
+        {keys: f"inputs_of((64, 128, {keys}), 'cpu')" for keys in (4096, 8192, 16384, 32768, 65536, 131072)},
+        pair,
+        small="inputs_of((8, 8, 64), 'cpu')",
+        ours="step(ops.info_nce, *big)",
+        eager="step(eager, *big)",
+    )
