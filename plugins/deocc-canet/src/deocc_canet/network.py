@@ -65,16 +65,12 @@ class EncoderDecoder(nn.Module):
         self.encoder = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(max(1, blocks - 1)))) for width in widths[:-1]
         )
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
         middle: list[nn.Module] = [ResidualBlock(widths[-1]) for _ in range(blocks)]
         if attention:
             middle.insert(1, SelfAttention(widths[-1]))
         self.middle = nn.Sequential(*middle)
-        self.up = nn.ModuleList(
-            nn.Conv2d(b, 4 * a, 1) for a, b in itertools.pairwise(widths)
-        )
+        self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in itertools.pairwise(widths))
         self.merge = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for width in widths[:-1])
         self.decoder = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(blocks))) for width in widths[:-1]

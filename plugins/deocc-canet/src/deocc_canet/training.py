@@ -84,7 +84,7 @@ class Completion(Task):
             weight_decay=1e-4,
         )
         self.discriminator_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=self.stage.learning_rate / 2, betas=(0.0, 0.99), weight_decay=0.0
+            self.discriminator.parameters(), lr=self.stage.learning_rate, betas=(0.0, 0.99), weight_decay=0.0
         )
 
     @property
@@ -139,8 +139,7 @@ class Completion(Task):
             if self.perceptual is not None:
                 terms["perceptual"] = losses.perceptual * self.perceptual.to(engine.device)(composed, image).mean()
         if self.recognizer is not None:
-            # Every second face only: this term costs as much as the rest of the step.
-            terms["identity"] = losses.identity * self._identity_loss(composed[::2], image[::2], engine.device)
+            terms["identity"] = losses.identity * self._identity_loss(composed, image, engine)
         adversarial = losses.adversarial > 0 and index >= losses.adversarial_from
         if adversarial:
             self.discriminator.requires_grad_(False)
@@ -216,12 +215,9 @@ class Completion(Task):
         stage = self.stage
         progress = index / max(1, stage.training.steps)
         share = min(1.0, (index + 1) / max(1, stage.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
-        for optimizer, base in (
-            (self.generator_optimizer, stage.learning_rate),
-            (self.discriminator_optimizer, stage.learning_rate / 2),
-        ):
+        for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
             for group in optimizer.param_groups:
-                group["lr"] = base * share
+                group["lr"] = stage.learning_rate * share
         return stage.learning_rate * share
 
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
@@ -231,25 +227,30 @@ class Completion(Task):
         odd = (torch.arange(len(true), device=true.device) % 2).view(-1, 1, 1, 1)
         return torch.where(odd == 1, found, true)
 
-    def _identity_loss(self, composed: Tensor, image: Tensor, device: torch.device) -> Tensor:
-        """1 - cosine, looked at through a slight blur and from a slightly different place for every face.
+    def _identity_loss(self, composed: Tensor, image: Tensor, engine: Engine) -> Tensor:
+        """1 - cosine, looked at through a slight blur and from another place, angle and side for every face.
 
-        Seen sharp and always from the same place, the recognizer teaches the completer a grid with the period of its
-        own strides, which pleases it and nobody else.
+        Seen sharp and always from the same place, the recognizer teaches the completer a pattern that pleases it and
+        nobody else.
         """
-        recognizer = self.recognizer.to(device)
-        count = len(image)
-        scale = 0.75 / recognizer.crop_zoom * (1 + 0.06 * (2 * torch.rand(count, device=device) - 1))
-        theta = torch.zeros(count, 2, 3, device=device)
-        theta[:, 0, 0] = theta[:, 1, 1] = scale
-        theta[:, :, 2] = 0.05 * (2 * torch.rand(count, 2, device=device) - 1)
+        recognizer = self.recognizer.to(engine.device)
+        count, device = len(image), image.device
+
+        def spread_evenly(most: float, *shape: int) -> Tensor:
+            return most * (2 * torch.rand(count, *shape, device=device) - 1)
+
+        scale, angle = 0.75 / recognizer.crop_zoom * (1 + spread_evenly(0.09)), spread_evenly(0.15)
+        side = torch.randint(2, (count,), device=device) * 2.0 - 1
+        cosine, sine = scale * angle.cos(), scale * angle.sin()
+        turn = torch.stack((side * cosine, -sine, side * sine, cosine), 1).view(count, 2, 2)
+        theta = torch.cat((turn, spread_evenly(0.075, 2, 1)), 2)
         grid = F.affine_grid(theta, [count, 3, recognizer.crop_size, recognizer.crop_size], align_corners=False)
 
         def embed(faces: Tensor) -> Tensor:
-            for _ in range(3):
-                faces = F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)
+            faces = F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)
             crops = F.grid_sample(faces, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            return recognizer(crops.clamp(0, 1)).float()
+            with engine.autocast():
+                return F.normalize(recognizer(crops.clamp(0, 1)).float(), dim=1)
 
         with torch.no_grad():
             wanted = embed(image)
