@@ -24,6 +24,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	DEOCC_STRICT=1 $(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q bench -m gate
 
 setup: $(VENV)/.installed-dev
 

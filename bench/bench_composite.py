@@ -14,7 +14,11 @@ from deocc import ops
 from deocc.testing.operators import SPECS
 
 SPEC = SPECS["composite"]
-CASES = [case for case in SPEC.cases if case.kind in ("smoke", "paper", "large")]
+CASES = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.gate] if case.name == "batch" else [])
+    for case in SPEC.cases
+    if case.kind in ("smoke", "paper", "large")
+]
 ORDERS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -25,7 +29,7 @@ def eager(image: Tensor, fill: Tensor, occlusion: Tensor) -> Tensor:
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES)
 def test_composite(
     case: Any,
     order: str,

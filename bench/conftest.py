@@ -181,7 +181,8 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Comp
             limits["memory"] = bytes_moved / copy_rate(device)
         bound = max(limits, key=lambda name: limits[name])
         limit = limits[bound]
-        benchmark.extra_info.update(eager_median=other, ratio=other / median, floor=floor, device=device)
+        gate = request.node.get_closest_marker("gate") is not None
+        benchmark.extra_info.update(eager_median=other, ratio=other / median, floor=floor, device=device, gate=gate)
         if limit:
             benchmark.extra_info.update(limit=limit, bound=bound, of_limit=median / limit)
         ROWS.append(Row(request.node.name, other, median, floor, limit, bound if limit else ""))

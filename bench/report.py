@@ -36,14 +36,15 @@ def machine(folder: Path) -> str:
 
 
 def bars(folder: Path, path: Path) -> None:
-    """The ratios of the entries that have a label for this chart."""
-    chosen = [entry for entry in entries(folder) if "chart" in entry]
+    """The ratios that a change is held to, and those of the same kind in the folder with -tuned."""
+    chosen = [entry for entry in entries(folder) if entry.get("gate")]
     tuned = {(entry["operator"], entry["name"]): entry["ratio"] for entry in entries(Path(f"{folder}-tuned"))
              if "ratio" in entry}  # fmt: skip
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(chosen) + 1.2), layout="constrained")
     labels = []
     for row, entry in enumerate(chosen):
-        labels.append(f"{entry['operator']}  {entry['chart']}")
+        shape = " x ".join(map(str, entry.get("shape", [])))
+        labels.append(f"{entry['name'].removeprefix('test_')}  {shape}")
         other = tuned.get((entry["operator"], entry["name"]))
         for ratio, colour, offset in ((entry["ratio"], OURS, -0.2), (other, OTHER, 0.2)):
             if ratio is None:
