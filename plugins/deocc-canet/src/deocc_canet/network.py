@@ -144,7 +144,7 @@ def settle(logits: Tensor, closing: int, margin: int) -> Tensor:
 class Discriminator(nn.Module):
     """Judges patches of a face: (N, 3, H, W) in [0, 1] and the occlusion -> logits (N, 1, H/16, W/16)."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 4 * width)
         spectral = nn.utils.parametrizations.spectral_norm

@@ -249,6 +249,7 @@ class Completion(Task):
         def embed(faces: Tensor) -> Tensor:
             faces = F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)
             crops = F.grid_sample(faces, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            crops = crops.contiguous(memory_format=torch.channels_last)
             with engine.autocast():
                 return F.normalize(recognizer(crops.clamp(0, 1)).float(), dim=1)
 
