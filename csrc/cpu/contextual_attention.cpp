@@ -114,20 +114,53 @@ void add_three(const T* a, const T* b, const T* c, const T* factor, T* to, int64
   });
 }
 
-// to[k][x] = from[k - 1][x - 1] + from[k][x] + from[k + 1][x + 1]; `pitch` is the distance between keys in `from`.
+// For the cells before one: how many of them have a part in the T of each side, 2 (sy > 0) + (sx > 0), and how many are
+// compared with queries. Where a cell and its neighbours on a side are all invalid, T is 0, and a cell whose scores reach
+// no valid one is not compared. Matrices have rows for the others alone, one after the other: at their places.
+struct Places {
+  int32_t of[5];
+};
+constexpr int kSides = 4, kCompared = 4;
+
+// Whether the cell has a place itself.
+DEOCC_INLINE bool has(const Places* cell, int side) { return cell[1].of[side] > cell[0].of[side]; }
+
+// A tile's rows at the places of a row of keys, minus those of `base`. The tile's first row, zeros, stands for the keys
+// that have none.
 template <class T>
-void add_diagonal(const T* from, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+struct PlacedRows {
+  const T* tile;
+  int64_t pitch;
+  const Places *places, *base;
+  int side;
+  int64_t keys;
+
+  const T* operator()(int64_t k) const {
+    if (k < 0 || k >= keys || !has(places + k, side)) return tile;
+    return tile + (1 + places[k].of[side] - base->of[side]) * pitch;
+  }
+};
+
+// to(k)[x] = from(k - 1)[x - 1] + from(k)[x] + from(k + 1)[x + 1], but where to(k) is null.
+template <class T, class From, class To>
+void add_diagonal(const From& from, const To& to, int64_t keys, int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
-    const T* __restrict in = from;
-    T* __restrict out = to;
     for (int64_t k = 0; k < keys; ++k) {
+      T* __restrict out = to(k);
+      if (!out) continue;
+      const T *__restrict last = from(k - 1) - 1, *__restrict here = from(k), *__restrict next = from(k + 1) + 1;
       for (int64_t x = 0; x < width; x += V::lanes) {
-        V::store(out + x, V::load(in + x - pitch - 1) + V::load(in + x) + V::load(in + x + pitch + 1));
+        V::store(out + x, V::load(last + x) + V::load(here + x) + V::load(next + x));
       }
-      in += pitch, out += width;
     }
   });
+}
+
+// The same for rows `pitch` and `wide` apart.
+template <class T>
+void add_diagonal(const T* from, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+  add_diagonal<T>([=](int64_t k) { return from + k * pitch; }, [=](int64_t k) { return to + k * wide; }, keys, wide);
 }
 
 template <class V>
@@ -200,14 +233,6 @@ struct Attended {
   const T *factor_before, *factor_at, *factor_after;
 };
 
-// For each side, 2 (sy > 0) + (sx > 0), the cells before one that have a part in the T of that side: where they and
-// their neighbours on that side are all invalid, T is 0. The others' rows lie one after the other.
-struct Places {
-  int32_t of[4];
-
-  bool operator==(const Places& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
-};
-
 // The four T of a row of keys: `to` + side * size, at the keys' places minus `base`. Up to one row more is written.
 template <class T>
 void mix(const Attended<T>& e, const Places* places, const Places& base, T* to, int64_t size, int64_t keys,
@@ -222,7 +247,7 @@ void mix(const Attended<T>& e, const Places* places, const Places& base, T* to, 
       const Vec a = V::load(e.factor_after + x), al = V::load(e.factor_after + x - 1),
                 ar = V::load(e.factor_after + x + 1);
       const auto at_key = [&](int64_t k, auto left, auto right) DEOCC_BODY {
-        if (places[k] == places[k + 1]) return;
+        if (std::memcmp(places[k].of, places[k + 1].of, sizeof(int32_t) * kSides) == 0) return;
         const int64_t here = k * width + x;
         const T *__restrict p = e.at + here, *__restrict q = e.before + here, *__restrict r = e.after + here;
         const Vec p0 = V::load(p) * f, q0 = V::load(q) * b, r0 = V::load(r) * a;
@@ -258,21 +283,16 @@ void mix(const Attended<T>& e, const Places* places, const Places& base, T* to, 
   });
 }
 
-// to = the gradients by a row of keys' numerators and their neighbours along the row: minus holds those of T of `side`,
-// with sx = -1, plus those of the next side, with 1, at the keys' places minus `base`, after a row of zeros.
+// to = the gradients by the numerators of a row of keys and by their neighbours along the row: minus holds those of T
+// with sx = -1, plus with 1.
 template <class T>
-void unmix(const T* minus, const T* plus, int64_t pitch, const Places* places, const Places& base, int64_t side, T* to,
-           int64_t keys, int64_t wide) {
-  const auto row = [&](const T* tile, int64_t s, int64_t k) {
-    if (k < 0 || k >= keys || places[k].of[s] == places[k + 1].of[s]) return tile;
-    return tile + (1 + places[k].of[s] - base.of[s]) * pitch;
-  };
+void unmix(const PlacedRows<T>& minus, const PlacedRows<T>& plus, T* to, int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
-    for (int64_t k = 0; k < keys; ++k) {
-      const T *__restrict m = row(minus, side, k), *__restrict next = row(minus, side, k + 1) + 1;
-      const T *__restrict p = row(plus, side + 1, k), *__restrict last = row(plus, side + 1, k - 1) - 1;
-      T* __restrict out = to + k * width;
+    T* __restrict out = to;
+    for (int64_t k = 0; k < minus.keys; ++k, out += width) {
+      const T *__restrict m = minus(k), *__restrict next = minus(k + 1) + 1;
+      const T *__restrict p = plus(k), *__restrict last = plus(k - 1) - 1;
       for (int64_t x = 0; x < width; x += V::lanes) {
         V::store(out + x, V::load(m + x) + V::load(next + x) + V::load(p + x) + V::load(last + x));
       }
@@ -481,8 +501,7 @@ void unpack_cells(const Panels<T>& from, const Settings& set, int64_t subpixel, 
 template <class T>
 class Keys {
  public:
-  Panels<T> compared;          // the first pixel of every cell
-  std::vector<Places> places;  // of every cell, and the number of places
+  std::vector<Places> places;  // of every cell, and how many there are
   T* inverse;                  // 1 / norm
   T* clamped;                  // 0 where the norm is the constant 1e-4, else 1
   int64_t invalid;
@@ -491,12 +510,10 @@ class Keys {
   Keys(const Settings& set, const Image<const S>& background, const bool* occluded)
       : places(set.sizes.keys + 1), set_(set), n_(set.sizes) {
     find_places(occluded);
-    T* cells;
-    arena_.want(cells, matrix(n_.keys));
-    arena_.want(pasted_, set.subpixels() * matrix(placed()));
+    arena_.want(compared_, matrix(compared_count()));
+    arena_.want(pasted_, set.subpixels() * matrix(pasted_count()));
     for (T** vector : {&inverse, &clamped}) arena_.want(*vector, n_.keys);
     arena_.allocate();
-    compared = {cells, kPanel, n_.keys * kPanel};
     pack(background);
     find_norms();
   }
@@ -505,66 +522,92 @@ class Keys {
   // Size of a matrix in panels, with a column for each channel.
   int64_t matrix(int64_t rows) const { return set_.panels() * kPanel * rows; }
 
-  // The largest number of places, of any side.
-  int64_t placed() const { return *std::max_element(places.back().of, places.back().of + 4); }
+  // Number of cells that are compared, or the largest number that have a part in the T of one side.
+  int64_t compared_count() const { return places.back().of[kCompared]; }
+  int64_t pasted_count() const { return *std::max_element(places.back().of, places.back().of + kSides); }
 
-  // What is pasted into one pixel of a cell, or the derivative by it: a row for each place.
-  Panels<T> of_places(T* data, int64_t subpixel) const {
-    return {data + subpixel * matrix(placed()), kPanel, placed() * kPanel};
+  // The same matrices with other elements.
+  Panels<T> like_compared(T* data) const { return {data, kPanel, compared_count() * kPanel}; }
+  Panels<T> like_pasted(T* data, int64_t subpixel) const {
+    return {data + subpixel * matrix(pasted_count()), kPanel, pasted_count() * kPanel};
   }
-  Panels<T> pasted(int64_t subpixel) const { return of_places(pasted_, subpixel); }
+  Panels<T> compared() const { return like_compared(compared_); }  // the first pixel of every cell that is compared
+  Panels<T> pasted(int64_t subpixel) const { return like_pasted(pasted_, subpixel); }
 
   Chosen valid(int64_t ky) const {
     return {valid_.data() + valid_from_[ky], valid_from_[ky + 1] - valid_from_[ky]};
   }
 
+  PlacedRows<T> rows(const T* tile, int64_t pitch, int64_t ky, const Places& base, int side) const {
+    return {tile, pitch, &places[ky * n_.columns], &base, side, n_.columns};
+  }
+
   // Calls body(first, last, base, count) for rows [first, last) of keys that are multiplied together, with the places at
-  // their beginning and the number of places, `most` or those of one row.
+  // their beginning and the number of places, of sides [side, until) `most` or those of one row.
   template <class Body>
-  void in_groups(int64_t most, const Body& body) const {
-    const auto count = [&](int64_t first, int64_t last) {
-      const Places &from = places[first * n_.columns], &to = places[last * n_.columns];
-      return Places{to.of[0] - from.of[0], to.of[1] - from.of[1], to.of[2] - from.of[2], to.of[3] - from.of[3]};
-    };
+  void in_groups(int side, int until, int64_t most, const Body& body) const {
     for (int64_t first = 0, last; first < n_.rows; first = last) {
-      const auto fits = [&](int64_t end) {
-        const Places wanted = count(first, end);
-        return std::all_of(wanted.of, wanted.of + 4, [&](int64_t places) { return places <= most; });
-      };
-      for (last = first + 1; last < n_.rows && fits(last + 1);) ++last;
-      body(first, last, places[first * n_.columns], count(first, last));
+      const Places& base = places[first * n_.columns];
+      Places count{}, wanted;
+      for (last = first; last < n_.rows; ++last, count = wanted) {
+        for (int i = 0; i < 5; ++i) wanted.of[i] = places[(last + 1) * n_.columns].of[i] - base.of[i];
+        if (last > first && *std::max_element(wanted.of + side, wanted.of + until) > most) break;
+      }
+      body(first, last, base, count);
     }
   }
 
  private:
   void find_places(const bool* occluded) {
-    const int64_t rows = n_.rows, columns = n_.columns;
-    const auto valid = [&](int64_t y, int64_t x) {
-      for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, rows); ++v) {
-        for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, columns); ++u) {
-          if (occluded[v * n_.rate * n_.width + u * n_.rate]) return false;
-        }
-      }
-      return true;
+    const int64_t rows = n_.rows, columns = n_.columns, pitch = columns + 2;
+    using Flags = std::vector<uint8_t>;  // of cells, with a border
+    const auto at = [&](int64_t y, int64_t x) { return (y + 1) * pitch + x + 1; };
+    const auto with_neighbours = [&](const Flags& flags, int64_t step) {
+      Flags result(flags);
+      for (size_t i = step; i + step < flags.size(); ++i) result[i] |= flags[i - step] | flags[i + step];
+      return result;
     };
-    std::vector<uint8_t> is_valid((rows + 2) * (columns + 2));  // with a border
+    Flags flags((rows + 2) * pitch), valid(flags);
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < columns; ++x) flags[at(y, x)] = occluded[y * n_.rate * n_.width + x * n_.rate];
+    }
+    flags = with_neighbours(with_neighbours(flags, 1), pitch);
     valid_from_.push_back(0);
     for (int64_t y = 0; y < rows; ++y) {
       for (int64_t x = 0; x < columns; ++x) {
-        if (!valid(y, x)) continue;
-        is_valid[(y + 1) * (columns + 2) + x + 1] = 1;
+        if (flags[at(y, x)]) continue;
+        valid[at(y, x)] = 1;
         valid_.push_back(static_cast<int32_t>(x));
       }
       valid_from_.push_back(static_cast<int64_t>(valid_.size()));
     }
     invalid = n_.keys - valid_from_.back();
+
+    // What the scores of valid keys are made of, from the last sum to the first.
+    flags = valid;
+    if (set_.fuse) {
+      const auto down_columns = [&](int64_t i) { return at(i % rows, i / rows); };
+      const auto along_rows = [&](int64_t i) { return at(i / columns, i % columns); };
+      const auto with_next = [&](const auto& place) {
+        const Flags before(flags);
+        for (int64_t i = 1; i < n_.keys; ++i) {
+          flags[place(i)] |= before[place(i - 1)];
+          flags[place(i - 1)] |= before[place(i)];
+        }
+      };
+      with_next(down_columns);
+      with_next(along_rows);
+    }
+    flags = with_neighbours(with_neighbours(flags, 1), pitch);
     for (int64_t k = 0; k < n_.keys; ++k) {
-      const uint8_t* const at = &is_valid[(k / columns + 1) * (columns + 2) + k % columns + 1];
+      const int64_t here = at(k / columns, k % columns);
       places[k + 1] = places[k];
-      for (int side = 0; side < 4; ++side) {
-        const int64_t across = side % 2 ? 1 : -1, down = side / 2 ? columns + 2 : -columns - 2;
-        places[k + 1].of[side] += at[0] | at[across] | at[down] | at[down + across];
+      for (int side = 0; side < kSides; ++side) {
+        const uint8_t* const pair = &valid[here + (side % 2 ? 0 : -1)];
+        const int64_t down = side / 2 ? pitch : -pitch;
+        places[k + 1].of[side] += pair[0] | pair[1] | pair[down] | pair[down + 1];
       }
+      places[k + 1].of[kCompared] += flags[here];
     }
   }
 
@@ -575,14 +618,14 @@ class Keys {
     };
     torch::stable::parallel_for(0, n_.rate * n_.rows, 4, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer(kBlock * n_.columns);
-      std::vector<Run> runs[4];
+      std::vector<Run> runs[5];
       for (int64_t i = begin; i < end; ++i) {
         const int64_t y = i / n_.rate, ry = i % n_.rate;
         const Places* const row = &places[y * n_.columns];
-        for (int side = 0; side < 4; ++side) {
+        for (int side = 0; side < 5; ++side) {
           runs[side].clear();
           for (int64_t x = 0; x < n_.columns; ++x) {
-            if (row[x].of[side] == row[x + 1].of[side]) continue;
+            if (!has(row + x, side)) continue;
             if (runs[side].empty() || runs[side].back().x + runs[side].back().count < x) {
               runs[side].push_back({x, row[x].of[side], 0});
             }
@@ -591,10 +634,13 @@ class Keys {
         }
         pack_cells(background, set_, ry, y, T(1), buffer.data(), [&](int64_t rx, int64_t c) {
           const int64_t r = ry * n_.rate + rx;
-          if (r == 0) transpose(buffer.data(), n_.columns, compared.at(y * n_.columns, c), kPanel, n_.columns);
-          for (const Run& run : runs[set_.side(r)]) {
-            transpose(buffer.data() + run.x, n_.columns, pasted(r).at(run.place, c), kPanel, run.count);
-          }
+          const auto put = [&](const std::vector<Run>& cells, const Panels<T>& to) {
+            for (const Run& run : cells) {
+              transpose(buffer.data() + run.x, n_.columns, to.at(run.place, c), kPanel, run.count);
+            }
+          };
+          put(runs[set_.side(r)], pasted(r));
+          if (r == 0) put(runs[kCompared], compared());
         });
       }
     });
@@ -605,7 +651,8 @@ class Keys {
     by_width<T>([&](auto) DEOCC_BODY {
       for (int64_t c = 0; c < set_.channels(); c += kAlign) {
         for (int64_t k = 0; k < n_.keys; ++k) {
-          const T* __restrict from = compared.at(k, c);
+          if (!has(&places[k], kCompared)) continue;
+          const T* __restrict from = compared().at(places[k].of[kCompared], c);
           T partial[kAlign];
           for (int64_t i = 0; i < kAlign; ++i) partial[i] = from[i] * from[i];
           for (int64_t half = kAlign / 2; half > 0; half /= 2) {
@@ -634,7 +681,7 @@ class Keys {
   const Settings& set_;
   const AttentionSizes& n_;
   Arena<T> arena_;
-  T* pasted_;
+  T *compared_, *pasted_;            // a row for each place; of the latter a matrix for each subpixel
   std::vector<int32_t> valid_;       // columns of the valid keys, row by row
   std::vector<int64_t> valid_from_;  // where a row of keys begins in there
 };
@@ -745,7 +792,7 @@ class Scores {
     }
     e_.ask(arena, std::min(attended, n_.rows), size);
     arena.want(query_, n_.channels * wide_);
-    arena.want(tile_, (n_.columns + 3) * pitch_);
+    arena.want(tile_, (std::max(kDepth, n_.columns) + 3) * pitch_);
     arena.want(flat_, (n_.columns + 3) * pitch_);
     arena.want(left_, n_.keys);
     arena.want(right_, n_.keys);
@@ -760,7 +807,7 @@ class Scores {
     for (Ring<T>* ring : {&h_, &edges_, &a1_, &ends_}) ring->clear();
     e_.zero();  // where keys are invalid it stays so
     std::fill_n(query_, n_.channels * wide_, T(0));
-    std::fill_n(tile_, (n_.columns + 3) * pitch_, T(0));
+    std::fill_n(tile_, (std::max(kDepth, n_.columns) + 3) * pitch_, T(0));
     std::fill_n(flat_, (n_.columns + 3) * pitch_, T(0));  // its padding is multiplied with 0, so it must be finite
     std::fill_n(zeros_, n_.columns * wide_ + 2 * kAlign, T(0));
     std::fill_n(factors_, (e_.rows * n_.rows + 1) * factor_size_, T(0));
@@ -842,20 +889,25 @@ class Scores {
     const bool there = h_.has(y);
     if (edges_.has(y) && there) return;
     pack_channels(foreground_, set_, 0, y, T(1), query_);
-    T* const tile = tile_ + pitch_ + kAlign;  // between rows and columns of zeros
     T *const first = edges_[y], *const last = first + n_.keys;
-    const Panels<T>& pixels = keys_.compared;
-    for (int64_t ky = 0; ky < n_.rows; ++ky) {
-      const int64_t k = ky * n_.columns;
-      multiply<T>({pixels.at(k, 0), kPanel, 1, kPanel, pixels.panel}, row_major<const T>(query_, wide_),
-                  row_major(tile, pitch_), n_.columns, wide_, n_.channels, false);
-      T* const out = h_[y] + k * wide_;
-      add_diagonal(tile, pitch_, out, n_.columns, wide_);
-      for (int64_t kx = 0; kx < n_.columns; ++kx) {
-        first[k + kx] = out[kx * wide_];
-        last[k + kx] = out[kx * wide_ + n_.columns - 1];
+    const Panels<T> pixels = keys_.compared();
+    keys_.in_groups(kCompared, kCompared + 1, kDepth, [&](int64_t from, int64_t until, const Places& base,
+                                                          const Places& count) {
+      T* const tile = tile_ + kAlign;  // after a row, and between columns, of zeros
+      multiply<T>({pixels.at(base.of[kCompared], 0), kPanel, 1, kPanel, pixels.panel},
+                  row_major<const T>(query_, wide_), row_major(tile + pitch_, pitch_), count.of[kCompared], wide_,
+                  n_.channels, false);
+      for (int64_t ky = from; ky < until; ++ky) {
+        const int64_t k = ky * n_.columns;
+        T* const out = h_[y] + k * wide_;
+        add_diagonal<T>(keys_.rows(tile, pitch_, ky, base, kCompared), [&](int64_t kx) { return out + kx * wide_; },
+                        n_.columns, wide_);
+        for (int64_t kx = 0; kx < n_.columns; ++kx) {
+          first[k + kx] = out[kx * wide_];
+          last[k + kx] = out[kx * wide_ + n_.columns - 1];
+        }
       }
-    }
+    });
   }
 
   // A row of keys of S.
@@ -972,7 +1024,7 @@ void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& fore
   for (int64_t t = begin; t < end; t += most) {
     const int64_t rows = std::min(most, end - t);
     for (int64_t y = std::max<int64_t>(t - 1, 0); y < std::min(t + rows + 1, n.rows); ++y) scores.attention(y);
-    keys.in_groups(kDepth, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
+    keys.in_groups(0, kSides, kDepth, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t ky = first; ky < last; ++ky) {
           mix(scores.attended(t + i, ky), &keys.places[ky * n.columns], base, mixed + i * 4 * size, size, n.columns,
@@ -1026,8 +1078,8 @@ class Gradients {
     arena_.want(queries_, n_.rate * cells());
     arena_.want(pixels_, set.subpixels() * cells());
     arena_.want(attention_, kQueryRows * 4 * (together_ + 1) * wide_);
-    arena_.want(by_compared_, keys.matrix(n_.keys));
-    arena_.want(by_pasted_, set.subpixels() * keys.matrix(keys.placed()));
+    arena_.want(by_compared_, keys.matrix(keys.compared_count()));
+    arena_.want(by_pasted_, set.subpixels() * keys.matrix(keys.pasted_count()));
     arena_.want(products_, n_.keys * kAlign);
   }
   Gradients(const Gradients&) = delete;
@@ -1042,8 +1094,8 @@ class Gradients {
     std::fill_n(square_, (n_.columns + 3) * pitch_, T(0));
     std::fill_n(upstream_, set_.subpixels() * n_.channels * wide_, T(0));
     std::fill_n(zeros_, tile_ + 2 * kAlign, T(0));
-    std::fill_n(by_compared_, keys_.matrix(n_.keys), T(0));
-    std::fill_n(by_pasted_, set_.subpixels() * keys_.matrix(keys_.placed()), T(0));
+    std::fill_n(by_compared_, keys_.matrix(keys_.compared_count()), T(0));
+    std::fill_n(by_pasted_, set_.subpixels() * keys_.matrix(keys_.pasted_count()), T(0));
     std::fill_n(products_, n_.keys * kAlign, T(0));
     begin_ = begin, end_ = end;
     for (int64_t t = begin; t < end; t += kQueryRows) {
@@ -1089,10 +1141,11 @@ class Gradients {
   // The derivative by one pixel of one cell, of all parts: row x of `to`.
   void total(const std::vector<std::unique_ptr<Gradients>>& parts, const std::vector<T>& by_square, int64_t r, int64_t y,
              int64_t x, const Panels<T>& to) const {
-    const int64_t k = y * n_.columns + x, side = set_.side(r), place = keys_.places[k].of[side];
-    const bool placed = keys_.places[k + 1].of[side] > place;
+    const int side = static_cast<int>(set_.side(r));
+    const Places* const place = &keys_.places[y * n_.columns + x];
+    const bool compared = r == 0 && has(place, kCompared);
     T square = 0;
-    if (r == 0) {
+    if (compared) {
       for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n_.rows); ++v) {
         for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n_.columns); ++u) {
           square += by_square[v * n_.columns + u];
@@ -1105,15 +1158,13 @@ class Gradients {
         for (int64_t j = 0; j < kAlign; ++j) sum[j] += factor * from.at(row, c)[j];
       };
       std::fill_n(sum, kAlign, T(0));
-      if (r == 0) add(keys_.compared, k, square);
+      if (compared) add(keys_.compared(), place->of[kCompared], square);
       for (const auto& part : parts) {
-        if (placed) add(keys_.of_places(part->by_pasted_, r), place, T(1));
-        if (r == 0) add(part->by_compared(), k, T(1));
+        if (has(place, side)) add(keys_.like_pasted(part->by_pasted_, r), place->of[side], T(1));
+        if (compared) add(keys_.like_compared(part->by_compared_), place->of[kCompared], T(1));
       }
     }
   }
-
-  Panels<T> by_compared() const { return {by_compared_, kPanel, n_.keys * kPanel}; }
 
   // Size of a matrix of kQueryRows rows of queries by channels.
   int64_t cells() const { return set_.panels() * kPanel * kQueryRows * n_.columns; }
@@ -1125,7 +1176,7 @@ class Gradients {
     for (int64_t r = 0; r < set_.subpixels(); ++r) {
       pack_channels(gradient_, set_, r, t, T(0.25), upstream_ + r * n_.channels * wide_);
     }
-    keys_.in_groups(kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
+    keys_.in_groups(0, kSides, kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       bool some[4] = {};
       for (int64_t r = 0; r < set_.subpixels(); ++r) {
         const int64_t side = set_.side(r);
@@ -1136,10 +1187,8 @@ class Gradients {
         some[side] = true;
       }
       for (int64_t ky = first; ky < last; ++ky) {
-        for (const int64_t down : {0, 1}) {
-          unmix(tiles_[2 * down] + kAlign, tiles_[2 * down + 1] + kAlign, pitch_, &keys_.places[ky * n_.columns], base,
-                2 * down, mixed_[down][t] + ky * tile_, n_.columns, wide_);
-        }
+        const auto rows = [&](int side) { return keys_.rows(tiles_[side] + kAlign, pitch_, ky, base, side); };
+        for (const int down : {0, 1}) unmix(rows(2 * down), rows(2 * down + 1), mixed_[down][t] + ky * tile_, wide_);
       }
     });
   }
@@ -1221,7 +1270,7 @@ class Gradients {
     for (int64_t k = 0; k < n_.keys; ++k) to[k] = from[k * wide_ + x];
   }
 
-  // By G of row y.
+  // By G of row y, at the places of the keys that are compared.
   void undo_sums(int64_t y, T* to) {
     const T* const before = y > 0 ? by_h(y - 1) : nullptr;
     const T* const at = by_h(y);
@@ -1231,16 +1280,20 @@ class Gradients {
       add_three(before && ky > 0 ? before + (ky - 1) * tile_ : zeros_, at + ky * tile_,
                 after && ky + 1 < n_.rows ? after + (ky + 1) * tile_ : zeros_, static_cast<const T*>(nullptr), tile,
                 pitch_, n_.columns, wide_);
-      add_diagonal(tile, pitch_, to + ky * tile_, n_.columns, wide_);
+      const Places* const places = &keys_.places[ky * n_.columns];
+      add_diagonal<T>([&](int64_t k) { return tile + k * pitch_; },
+                      [&](int64_t k) { return has(places + k, kCompared) ? to + places[k].of[kCompared] * wide_ : nullptr; },
+                      n_.columns, wide_);
     }
   }
 
   void by_queries(const T* by_g, int64_t y, const Image<S>& by_foreground) {
-    for (int64_t k = 0; k < n_.keys; k += kDepth) {
+    const int64_t keys = keys_.compared_count();
+    for (int64_t k = 0; k == 0 || k < keys; k += kDepth) {
       for (int64_t c = 0; c < n_.channels; c += kPanel) {
-        multiply<T>({keys_.compared.at(k, c), 1, kPanel}, row_major<const T>(by_g + k * wide_, wide_),
+        multiply<T>({keys_.compared().at(k, c), 1, kPanel}, row_major<const T>(by_g + k * wide_, wide_),
                     row_major(result_ + c * wide_, wide_), std::min(kPanel, n_.channels - c), wide_,
-                    std::min(kDepth, n_.keys - k), k > 0);
+                    std::min(kDepth, keys - k), k > 0);
       }
     }
     unpack_channels(result_, set_, 1, y, T(1), by_foreground);  // the other pixels are not compared
@@ -1261,9 +1314,11 @@ class Gradients {
   void by_keys(int64_t t, int64_t rows) {
     pack_queries(foreground_, 0, t, rows, T(1), queries_, cells());
     const Panels<const T> queries{queries_, kPanel, kQueryRows * n_.columns * kPanel};
-    for (int64_t k = 0; k < n_.keys; k += kDepth / 2) {
-      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, queries, by_compared().from(k),
-                  std::min(kDepth / 2, n_.keys - k), set_.channels(), rows * n_.columns, true);
+    const int64_t keys = keys_.compared_count();
+    for (int64_t k = 0; k < keys; k += kDepth / 2) {
+      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, queries,
+                  keys_.like_compared(by_compared_).from(k), std::min(kDepth / 2, keys - k), set_.channels(),
+                  rows * n_.columns, true);
     }
   }
 
@@ -1274,7 +1329,7 @@ class Gradients {
     for (int64_t ry = 0; ry < n_.rate; ++ry) {
       pack_queries(gradient_, ry, t, rows, T(0.25), pixels_ + ry * n_.rate * cells(), cells());
     }
-    keys_.in_groups(kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
+    keys_.in_groups(0, kSides, kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t ky = first; ky < last; ++ky) {
           mix(scores_.attended(t + i, ky), &keys_.places[ky * n_.columns], base, attention_ + i * 4 * size, size,
@@ -1285,7 +1340,7 @@ class Gradients {
         const int64_t side = set_.side(r);
         multiply<T>({attention_ + side * size, wide_, 1, n_.columns, 4 * size},
                     {pixels_ + r * cells(), kPanel, kQueryRows * n_.columns * kPanel},
-                    keys_.of_places(by_pasted_, r).from(base.of[side]), count.of[side], set_.channels(),
+                    keys_.like_pasted(by_pasted_, r).from(base.of[side]), count.of[side], set_.channels(),
                     rows * n_.columns, true);
       }
     });
