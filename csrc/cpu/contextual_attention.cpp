@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <tuple>
@@ -113,20 +114,53 @@ void add_three(const T* a, const T* b, const T* c, const T* factor, T* to, int64
   });
 }
 
-// to[k][x] = from[k - 1][x - 1] + from[k][x] + from[k + 1][x + 1]; `pitch` is the distance between keys in `from`.
+// For the cells before one: how many of them have a part in the T of each side, 2 (sy > 0) + (sx > 0), and how many are
+// compared with queries. Where a cell and its neighbours on a side are all invalid, T is 0, and a cell whose scores reach
+// no valid one is not compared. Matrices have rows for the others alone, one after the other: at their places.
+struct Places {
+  int32_t of[5];
+};
+constexpr int kSides = 4, kCompared = 4;
+
+// Whether the cell has a place itself.
+DEOCC_INLINE bool has(const Places* cell, int side) { return cell[1].of[side] > cell[0].of[side]; }
+
+// A tile's rows at the places of a row of keys, minus those of `base`. The tile's first row, zeros, stands for the keys
+// that have none.
 template <class T>
-void add_diagonal(const T* from, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+struct PlacedRows {
+  const T* tile;
+  int64_t pitch;
+  const Places *places, *base;
+  int side;
+  int64_t keys;
+
+  const T* operator()(int64_t k) const {
+    if (k < 0 || k >= keys || !has(places + k, side)) return tile;
+    return tile + (1 + places[k].of[side] - base->of[side]) * pitch;
+  }
+};
+
+// to(k)[x] = from(k - 1)[x - 1] + from(k)[x] + from(k + 1)[x + 1], but where to(k) is null.
+template <class T, class From, class To>
+void add_diagonal(const From& from, const To& to, int64_t keys, int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
-    const T* __restrict in = from;
-    T* __restrict out = to;
     for (int64_t k = 0; k < keys; ++k) {
+      T* __restrict out = to(k);
+      if (!out) continue;
+      const T *__restrict last = from(k - 1) - 1, *__restrict here = from(k), *__restrict next = from(k + 1) + 1;
       for (int64_t x = 0; x < width; x += V::lanes) {
-        V::store(out + x, V::load(in + x - pitch - 1) + V::load(in + x) + V::load(in + x + pitch + 1));
+        V::store(out + x, V::load(last + x) + V::load(here + x) + V::load(next + x));
       }
-      in += pitch, out += width;
     }
   });
+}
+
+// The same for rows `pitch` and `wide` apart.
+template <class T>
+void add_diagonal(const T* from, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+  add_diagonal<T>([=](int64_t k) { return from + k * pitch; }, [=](int64_t k) { return to + k * wide; }, keys, wide);
 }
 
 template <class V>
@@ -156,28 +190,34 @@ DEOCC_INLINE typename V::type exponential(const typename V::type& argument) {
 
 constexpr double kLowest = -1e38;
 
-// Exponentials of one row of keys, relative to their maximum, which each row of keys has for itself: so there is no
-// second pass over all keys. weight[key] is 1 or, for an invalid key, 0. Writes maximum[x] and sum[x] too.
+// Keys of one row of keys.
+struct Chosen {
+  const int32_t* columns;
+  int64_t count;
+};
+
+// Exponentials of the valid keys in one row of keys, relative to their maximum, which each row of keys has for itself:
+// so there is no second pass over all keys. Writes maximum[x] and sum[x] too, and over the scores.
 template <class T>
-void exponentials(T* scores, const T* weight, T scale, T* to, T* maximum, T* sum, int64_t keys, int64_t wide) {
+void exponentials(T* scores, const Chosen& valid, T scale, T* to, T* maximum, T* sum, int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
     using Vec = typename V::type;
     for (int64_t x = 0; x < width; x += V::lanes) {
       Vec most = Vec{} + T(kLowest), other = most, total{};
       T* __restrict in = scores + x;
-      for (int64_t k = 0; k < keys; ++k) {
-        const Vec logit = weight[k] != T(0) ? V::load(in + k * width) * scale : Vec{} + T(kLowest);
-        V::store(in + k * width, logit);
+      for (int64_t i = 0; i < valid.count; ++i) {
+        const Vec logit = V::load(in + valid.columns[i] * width) * scale;
+        V::store(in + i * width, logit);
         const Vec larger = logit > most ? logit : most;
         most = other, other = larger;  // two chains
       }
       most = other > most ? other : most;
       T* __restrict out = to + x;
-      for (int64_t k = 0; k < keys; ++k) {
-        const Vec e = exponential<V>(V::load(in + k * width) - most) * weight[k];
+      for (int64_t i = 0; i < valid.count; ++i) {
+        const Vec e = exponential<V>(V::load(in + i * width) - most);
         total += e;
-        V::store(out + k * width, e);
+        V::store(out + valid.columns[i] * width, e);
       }
       V::store(maximum + x, most);
       V::store(sum + x, total);
@@ -193,9 +233,10 @@ struct Attended {
   const T *factor_before, *factor_at, *factor_after;
 };
 
-// The four T of a row of keys: `to` + side * size, side = 2 (sy > 0) + (sx > 0).
+// The four T of a row of keys: `to` + side * size, at the keys' places minus `base`. Up to one row more is written.
 template <class T>
-void mix(const Attended<T>& e, T* to, int64_t size, int64_t keys, int64_t wide) {
+void mix(const Attended<T>& e, const Places* places, const Places& base, T* to, int64_t size, int64_t keys,
+         int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
     using Vec = typename V::type;
@@ -206,6 +247,7 @@ void mix(const Attended<T>& e, T* to, int64_t size, int64_t keys, int64_t wide) 
       const Vec a = V::load(e.factor_after + x), al = V::load(e.factor_after + x - 1),
                 ar = V::load(e.factor_after + x + 1);
       const auto at_key = [&](int64_t k, auto left, auto right) DEOCC_BODY {
+        if (std::memcmp(places[k].of, places[k + 1].of, sizeof(int32_t) * kSides) == 0) return;
         const int64_t here = k * width + x;
         const T *__restrict p = e.at + here, *__restrict q = e.before + here, *__restrict r = e.after + here;
         const Vec p0 = V::load(p) * f, q0 = V::load(q) * b, r0 = V::load(r) * a;
@@ -220,11 +262,13 @@ void mix(const Attended<T>& e, T* to, int64_t size, int64_t keys, int64_t wide) 
           qr += V::load(q + width + 1) * br;
           rr += V::load(r + width + 1) * ar;
         }
-        T* __restrict out = to + here;
-        V::store(out, pl + ql);
-        V::store(out + size, pr + qr);
-        V::store(out + 2 * size, pl + rl);
-        V::store(out + 3 * size, pr + rr);
+        const auto out = [&](int side) DEOCC_BODY {
+          return to + side * size + (places[k].of[side] - base.of[side]) * width + x;
+        };
+        V::store(out(0), pl + ql);
+        V::store(out(1), pr + qr);
+        V::store(out(2), pl + rl);
+        V::store(out(3), pr + rr);
       };
       const std::true_type yes;
       const std::false_type no;
@@ -239,32 +283,34 @@ void mix(const Attended<T>& e, T* to, int64_t size, int64_t keys, int64_t wide) 
   });
 }
 
-// to = the gradients by the numerators' two neighbours along the rows: minus holds those of T with sx = -1, plus with 1.
+// to = the gradients by the numerators of a row of keys and by their neighbours along the row: minus holds those of T
+// with sx = -1, plus with 1.
 template <class T>
-void unmix(const T* minus, const T* plus, int64_t pitch, T* to, int64_t keys, int64_t wide) {
+void unmix(const PlacedRows<T>& minus, const PlacedRows<T>& plus, T* to, int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
-    const T *__restrict m = minus, *__restrict p = plus;
     T* __restrict out = to;
-    for (int64_t k = 0; k < keys; ++k) {
+    for (int64_t k = 0; k < minus.keys; ++k, out += width) {
+      const T *__restrict m = minus(k), *__restrict next = minus(k + 1) + 1;
+      const T *__restrict p = plus(k), *__restrict last = plus(k - 1) - 1;
       for (int64_t x = 0; x < width; x += V::lanes) {
-        V::store(out + x, V::load(m + x) + V::load(m + x + pitch + 1) + V::load(p + x) + V::load(p + x - pitch - 1));
+        V::store(out + x, V::load(m + x) + V::load(next + x) + V::load(p + x) + V::load(last + x));
       }
-      m += pitch, p += pitch, out += width;
     }
   });
 }
 
-// to = a + b + c + d, and sum[x] += the sum over keys of attention times that.
+// to = a + b + c + d, for valid keys, and sum[x] += the sum over them of attention times that.
 template <class T>
 void gather_attention_gradient(const T* a, const T* b, const T* c, const T* d, const T* numerators, const T* factor,
-                               T* to, T* sum, int64_t keys, int64_t wide) {
+                               T* to, T* sum, const Chosen& valid, int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
     for (int64_t x = 0; x < width; x += V::lanes) {
       typename V::type total{};
       const typename V::type f = V::load(factor + x);
-      for (int64_t k = x; k < keys * width; k += width) {
+      for (int64_t i = 0; i < valid.count; ++i) {
+        const int64_t k = valid.columns[i] * width + x;
         const typename V::type g = V::load(a + k) + V::load(b + k) + (V::load(c + k) + V::load(d + k));
         total += V::load(numerators + k) * f * g;
         V::store(to + k, g);
@@ -276,13 +322,14 @@ void gather_attention_gradient(const T* a, const T* b, const T* c, const T* d, c
 
 // From the gradient by the attention, in place, to the gradient by A2: scale * attention * (gradient - sum[x]).
 template <class T>
-void through_softmax(T* gradient, const T* numerators, const T* factor, const T* sum, T scale, int64_t keys,
+void through_softmax(T* gradient, const T* numerators, const T* factor, const T* sum, T scale, const Chosen& valid,
                      int64_t wide) {
   by_row<T>(wide, [&](auto vector, auto width) DEOCC_BODY {
     using V = decltype(vector);
     for (int64_t x = 0; x < width; x += V::lanes) {
       const typename V::type f = V::load(factor + x) * scale, mean = V::load(sum + x);
-      for (int64_t k = x; k < keys * width; k += width) {
+      for (int64_t i = 0; i < valid.count; ++i) {
+        const int64_t k = valid.columns[i] * width + x;
         V::store(gradient + k, V::load(numerators + k) * f * (V::load(gradient + k) - mean));
       }
     }
@@ -351,11 +398,11 @@ void transpose(const T* from, int64_t width, T* to, int64_t step, int64_t count)
   }
 }
 
-// Pixel row `ry` of the cells in row y as matrices in panels, one for each pixel of a cell in that row: a row for each
-// cell, a column for each channel, times factor. to(rx) says where its first row lies; `buffer` holds kBlock * columns.
-template <class S, class T, class To>
+// Pixel row `ry` of the cells in row y, times factor, kBlock channels from c on at a time: (kBlock, columns) in `buffer`.
+// put(rx, c) takes each pixel of a cell from there.
+template <class S, class T, class Put>
 void pack_cells(const Image<const S>& image, const Settings& set, int64_t ry, int64_t y, T factor, T* buffer,
-                const To& to) {
+                const Put& put) {
   const int64_t rate = set.sizes.rate, columns = set.sizes.columns, channels = set.sizes.channels;
   const S* corner = image.data + (y * rate + ry) * image.row;
   const int64_t step = rate * image.column;
@@ -378,8 +425,7 @@ void pack_cells(const Image<const S>& image, const Settings& set, int64_t ry, in
           }
         }
       });
-      const Panels<T> out = to(rx);
-      transpose(buffer, columns, out.at(0, c), out.row, columns);
+      put(rx, c);
     }
   }
 }
@@ -437,17 +483,16 @@ void unpack_channels(const T* from, const Settings& set, int64_t pixels, int64_t
   });
 }
 
-// The inverse of pack_cells, of one row of cells.
+// Writes one pixel of the cells in row y: a row for each cell.
 template <class S, class T>
 void unpack_cells(const Panels<T>& from, const Settings& set, int64_t subpixel, int64_t y, const Image<S>& image) {
   const int64_t rate = set.sizes.rate, columns = set.sizes.columns, channels = set.sizes.channels;
   S* corner = image.data + (y * rate + subpixel / rate) * image.row + subpixel % rate * image.column;
-  constexpr int64_t block = 8;
-  for (int64_t c = 0; c < channels; c += block) {
+  for (int64_t c = 0; c < channels; c += kBlock) {
     for (int64_t x = 0; x < columns; ++x) {
-      const T* row = from.at(y * columns + x, c);
+      const T* row = from.at(x, c);
       S* to = corner + x * rate * image.column + c * image.channel;
-      for (int64_t i = 0; i < std::min(block, channels - c); ++i) to[i * image.channel] = static_cast<S>(row[i]);
+      for (int64_t i = 0; i < std::min(kBlock, channels - c); ++i) to[i * image.channel] = static_cast<S>(row[i]);
     }
   }
 }
@@ -456,47 +501,158 @@ void unpack_cells(const Panels<T>& from, const Settings& set, int64_t subpixel, 
 template <class T>
 class Keys {
  public:
-  T* cells;      // a matrix in panels for each subpixel: (subpixels, panels, L, kPanel)
-  T* inverse;    // 1 / norm
-  T* weight;     // 1 when valid, else 0
-  T* clamped;    // 0 where the norm is the constant 1e-4, else 1
-  int64_t invalid = 0;
+  std::vector<Places> places;  // of every cell, and how many there are
+  T* inverse;                  // 1 / norm
+  T* clamped;                  // 0 where the norm is the constant 1e-4, else 1
+  int64_t invalid;
 
   template <class S>
-  Keys(const Settings& set, const Image<const S>& background, const bool* occluded) {
-    arena_.want(cells, set.subpixels() * set.panels() * kPanel * set.sizes.keys);
-    for (T** vector : {&inverse, &weight, &clamped}) arena_.want(*vector, set.sizes.keys);
+  Keys(const Settings& set, const Image<const S>& background, const bool* occluded)
+      : places(set.sizes.keys + 1), set_(set), n_(set.sizes) {
+    find_places(occluded);
+    arena_.want(compared_, matrix(compared_count()));
+    arena_.want(pasted_, set.subpixels() * matrix(pasted_count()));
+    for (T** vector : {&inverse, &clamped}) arena_.want(*vector, n_.keys);
     arena_.allocate();
-    fill(set, background, occluded);
+    pack(background);
+    find_norms();
   }
   Keys(const Keys&) = delete;
 
-  Panels<T> subpixel(const Settings& set, int64_t subpixel) const {
-    const int64_t panel = set.sizes.keys * kPanel;
-    return {cells + subpixel * set.panels() * panel, kPanel, panel};
+  // Size of a matrix in panels, with a column for each channel.
+  int64_t matrix(int64_t rows) const { return set_.panels() * kPanel * rows; }
+
+  // Number of cells that are compared, or the largest number that have a part in the T of one side.
+  int64_t compared_count() const { return places.back().of[kCompared]; }
+  int64_t pasted_count() const { return *std::max_element(places.back().of, places.back().of + kSides); }
+
+  // The same matrices with other elements.
+  Panels<T> like_compared(T* data) const { return {data, kPanel, compared_count() * kPanel}; }
+  Panels<T> like_pasted(T* data, int64_t subpixel) const {
+    return {data + subpixel * matrix(pasted_count()), kPanel, pasted_count() * kPanel};
+  }
+  Panels<T> compared() const { return like_compared(compared_); }  // the first pixel of every cell that is compared
+  Panels<T> pasted(int64_t subpixel) const { return like_pasted(pasted_, subpixel); }
+
+  Chosen valid(int64_t ky) const {
+    return {valid_.data() + valid_from_[ky], valid_from_[ky + 1] - valid_from_[ky]};
+  }
+
+  PlacedRows<T> rows(const T* tile, int64_t pitch, int64_t ky, const Places& base, int side) const {
+    return {tile, pitch, &places[ky * n_.columns], &base, side, n_.columns};
+  }
+
+  // Calls body(first, last, base, count) for rows [first, last) of keys that are multiplied together, with the places at
+  // their beginning and the number of places, of sides [side, until) `most` or those of one row.
+  template <class Body>
+  void in_groups(int side, int until, int64_t most, const Body& body) const {
+    for (int64_t first = 0, last; first < n_.rows; first = last) {
+      const Places& base = places[first * n_.columns];
+      Places count{}, wanted;
+      for (last = first; last < n_.rows; ++last, count = wanted) {
+        for (int i = 0; i < 5; ++i) wanted.of[i] = places[(last + 1) * n_.columns].of[i] - base.of[i];
+        if (last > first && *std::max_element(wanted.of + side, wanted.of + until) > most) break;
+      }
+      body(first, last, base, count);
+    }
   }
 
  private:
+  void find_places(const bool* occluded) {
+    const int64_t rows = n_.rows, columns = n_.columns, pitch = columns + 2;
+    using Flags = std::vector<uint8_t>;  // of cells, with a border
+    const auto at = [&](int64_t y, int64_t x) { return (y + 1) * pitch + x + 1; };
+    const auto with_neighbours = [&](const Flags& flags, int64_t step) {
+      Flags result(flags);
+      for (size_t i = step; i + step < flags.size(); ++i) result[i] |= flags[i - step] | flags[i + step];
+      return result;
+    };
+    Flags flags((rows + 2) * pitch), valid(flags);
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < columns; ++x) flags[at(y, x)] = occluded[y * n_.rate * n_.width + x * n_.rate];
+    }
+    flags = with_neighbours(with_neighbours(flags, 1), pitch);
+    valid_from_.push_back(0);
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < columns; ++x) {
+        if (flags[at(y, x)]) continue;
+        valid[at(y, x)] = 1;
+        valid_.push_back(static_cast<int32_t>(x));
+      }
+      valid_from_.push_back(static_cast<int64_t>(valid_.size()));
+    }
+    invalid = n_.keys - valid_from_.back();
+
+    // What the scores of valid keys are made of, from the last sum to the first.
+    flags = valid;
+    if (set_.fuse) {
+      const auto down_columns = [&](int64_t i) { return at(i % rows, i / rows); };
+      const auto along_rows = [&](int64_t i) { return at(i / columns, i % columns); };
+      const auto with_next = [&](const auto& place) {
+        const Flags before(flags);
+        for (int64_t i = 1; i < n_.keys; ++i) {
+          flags[place(i)] |= before[place(i - 1)];
+          flags[place(i - 1)] |= before[place(i)];
+        }
+      };
+      with_next(down_columns);
+      with_next(along_rows);
+    }
+    flags = with_neighbours(with_neighbours(flags, 1), pitch);
+    for (int64_t k = 0; k < n_.keys; ++k) {
+      const int64_t here = at(k / columns, k % columns);
+      places[k + 1] = places[k];
+      for (int side = 0; side < kSides; ++side) {
+        const uint8_t* const pair = &valid[here + (side % 2 ? 0 : -1)];
+        const int64_t down = side / 2 ? pitch : -pitch;
+        places[k + 1].of[side] += pair[0] | pair[1] | pair[down] | pair[down + 1];
+      }
+      places[k + 1].of[kCompared] += flags[here];
+    }
+  }
+
   template <class S>
-  void fill(const Settings& set, const Image<const S>& background, const bool* occluded) {
-    const AttentionSizes& n = set.sizes;
-    torch::stable::parallel_for(0, n.rate * n.rows, 4, [&](int64_t begin, int64_t end) {
-      std::vector<T> buffer(kBlock * n.columns);
+  void pack(const Image<const S>& background) {
+    struct Run {
+      int64_t x, place, count;
+    };
+    torch::stable::parallel_for(0, n_.rate * n_.rows, 4, [&](int64_t begin, int64_t end) {
+      std::vector<T> buffer(kBlock * n_.columns);
+      std::vector<Run> runs[5];
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t y = i / n.rate, ry = i % n.rate;
-        pack_cells(background, set, ry, y, T(1), buffer.data(), [&](int64_t rx) {
-          Panels<T> to = subpixel(set, ry * n.rate + rx);
-          to.data += y * n.columns * kPanel;
-          return to;
+        const int64_t y = i / n_.rate, ry = i % n_.rate;
+        const Places* const row = &places[y * n_.columns];
+        for (int side = 0; side < 5; ++side) {
+          runs[side].clear();
+          for (int64_t x = 0; x < n_.columns; ++x) {
+            if (!has(row + x, side)) continue;
+            if (runs[side].empty() || runs[side].back().x + runs[side].back().count < x) {
+              runs[side].push_back({x, row[x].of[side], 0});
+            }
+            ++runs[side].back().count;
+          }
+        }
+        pack_cells(background, set_, ry, y, T(1), buffer.data(), [&](int64_t rx, int64_t c) {
+          const int64_t r = ry * n_.rate + rx;
+          const auto put = [&](const std::vector<Run>& cells, const Panels<T>& to) {
+            for (const Run& run : cells) {
+              transpose(buffer.data() + run.x, n_.columns, to.at(run.place, c), kPanel, run.count);
+            }
+          };
+          put(runs[set_.side(r)], pasted(r));
+          if (r == 0) put(runs[kCompared], compared());
         });
       }
     });
-    std::vector<T> squares(n.keys);
-    const Panels<T> pixels = subpixel(set, 0);
+  }
+
+  void find_norms() {
+    std::vector<T> squares(n_.keys);
     by_width<T>([&](auto) DEOCC_BODY {
-      for (int64_t c = 0; c < set.channels(); c += kAlign) {
-        for (int64_t k = 0; k < n.keys; ++k) {
-          const T* __restrict from = pixels.at(k, c);
+      for (int64_t c = 0; c < set_.channels(); c += kAlign) {
+        for (int64_t k = 0; k < n_.keys; ++k) {
+          if (!has(&places[k], kCompared)) continue;
+          const T* __restrict from = compared().at(places[k].of[kCompared], c);
           T partial[kAlign];
           for (int64_t i = 0; i < kAlign; ++i) partial[i] = from[i] * from[i];
           for (int64_t half = kAlign / 2; half > 0; half /= 2) {
@@ -506,28 +662,28 @@ class Keys {
         }
       }
     });
-    invalid = 0;
-    for (int64_t y = 0; y < n.rows; ++y) {
-      for (int64_t x = 0; x < n.columns; ++x) {
-        const int64_t k = y * n.columns + x;
+    for (int64_t y = 0; y < n_.rows; ++y) {
+      for (int64_t x = 0; x < n_.columns; ++x) {
+        const int64_t k = y * n_.columns + x;
         T square = 0;
-        bool valid = true;
-        for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n.rows); ++v) {
-          for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n.columns); ++u) {
-            square += squares[v * n.columns + u];
-            valid &= !occluded[v * n.rate * n.width + u * n.rate];
+        for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n_.rows); ++v) {
+          for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n_.columns); ++u) {
+            square += squares[v * n_.columns + u];
           }
         }
         const T norm = std::sqrt(square);
         clamped[k] = norm < T(1e-4) ? 0 : 1;
         inverse[k] = 1 / (norm < T(1e-4) ? T(1e-4) : norm);
-        weight[k] = valid;
-        invalid += !valid;
       }
     }
   }
 
+  const Settings& set_;
+  const AttentionSizes& n_;
   Arena<T> arena_;
+  T *compared_, *pasted_;            // a row for each place; of the latter a matrix for each subpixel
+  std::vector<int32_t> valid_;       // columns of the valid keys, row by row
+  std::vector<int64_t> valid_from_;  // where a row of keys begins in there
 };
 
 // The latest rows of some stage, by the number of the row of queries.
@@ -549,6 +705,7 @@ struct Ring {
       std::fill_n(data + (i + 1) * size - kMargin, kMargin, T(0));
     }
   }
+  void zero() { std::fill_n(data, rows * size, T(0)); }
   T* operator[](int64_t y) const { return data + y % rows * size + kMargin; }
   // False, and y's place is taken, when y has yet to be computed.
   bool has(int64_t y) {
@@ -635,7 +792,7 @@ class Scores {
     }
     e_.ask(arena, std::min(attended, n_.rows), size);
     arena.want(query_, n_.channels * wide_);
-    arena.want(tile_, (n_.columns + 3) * pitch_);
+    arena.want(tile_, (std::max(kDepth, n_.columns) + 3) * pitch_);
     arena.want(flat_, (n_.columns + 3) * pitch_);
     arena.want(left_, n_.keys);
     arena.want(right_, n_.keys);
@@ -647,9 +804,10 @@ class Scores {
 
   // After the arena has allocated.
   void begin() {
-    for (Ring<T>* ring : {&h_, &edges_, &a1_, &ends_, &e_}) ring->clear();
+    for (Ring<T>* ring : {&h_, &edges_, &a1_, &ends_}) ring->clear();
+    e_.zero();  // where keys are invalid it stays so
     std::fill_n(query_, n_.channels * wide_, T(0));
-    std::fill_n(tile_, (n_.columns + 3) * pitch_, T(0));
+    std::fill_n(tile_, (std::max(kDepth, n_.columns) + 3) * pitch_, T(0));
     std::fill_n(flat_, (n_.columns + 3) * pitch_, T(0));  // its padding is multiplied with 0, so it must be finite
     std::fill_n(zeros_, n_.columns * wide_ + 2 * kAlign, T(0));
     std::fill_n(factors_, (e_.rows * n_.rows + 1) * factor_size_, T(0));
@@ -663,8 +821,8 @@ class Scores {
     const int64_t tile = n_.columns * wide_;
     for (int64_t ky = 0; ky < n_.rows; ++ky) {
       scores(y, ky, flat_);
-      exponentials(flat_, keys_.weight + ky * n_.columns, static_cast<T>(set_.scale), out + ky * tile, factor(y, ky),
-                   sums_ + ky * wide_, n_.columns, wide_);
+      exponentials(flat_, keys_.valid(ky), static_cast<T>(set_.scale), out + ky * tile, factor(y, ky),
+                   sums_ + ky * wide_, wide_);
     }
     normalise(y);
     return out;
@@ -699,12 +857,12 @@ class Scores {
     std::fill_n(found, n_.columns, -1);
     for (int64_t ky = 0; ky < n_.rows; ++ky) {
       scores(y, ky, flat_);
-      for (int64_t kx = 0; kx < n_.columns; ++kx) {
-        const int64_t k = ky * n_.columns + kx;
-        if (keys_.weight[k] == T(0)) continue;
+      const Chosen valid = keys_.valid(ky);
+      for (int64_t i = 0; i < valid.count; ++i) {
+        const int64_t kx = valid.columns[i];
         for (int64_t x = 0; x < n_.columns; ++x) {
           const T score = flat_[kx * wide_ + x];
-          if (found[x] < 0 || score > highest[x]) highest[x] = score, found[x] = k;
+          if (found[x] < 0 || score > highest[x]) highest[x] = score, found[x] = ky * n_.columns + kx;
         }
       }
     }
@@ -731,20 +889,25 @@ class Scores {
     const bool there = h_.has(y);
     if (edges_.has(y) && there) return;
     pack_channels(foreground_, set_, 0, y, T(1), query_);
-    T* const tile = tile_ + pitch_ + kAlign;  // between rows and columns of zeros
     T *const first = edges_[y], *const last = first + n_.keys;
-    const Panels<T> pixels = keys_.subpixel(set_, 0);
-    for (int64_t ky = 0; ky < n_.rows; ++ky) {
-      const int64_t k = ky * n_.columns;
-      multiply<T>({pixels.at(k, 0), kPanel, 1, kPanel, pixels.panel}, row_major<const T>(query_, wide_),
-                  row_major(tile, pitch_), n_.columns, wide_, n_.channels, false);
-      T* const out = h_[y] + k * wide_;
-      add_diagonal(tile, pitch_, out, n_.columns, wide_);
-      for (int64_t kx = 0; kx < n_.columns; ++kx) {
-        first[k + kx] = out[kx * wide_];
-        last[k + kx] = out[kx * wide_ + n_.columns - 1];
+    const Panels<T> pixels = keys_.compared();
+    keys_.in_groups(kCompared, kCompared + 1, kDepth, [&](int64_t from, int64_t until, const Places& base,
+                                                          const Places& count) {
+      T* const tile = tile_ + kAlign;  // after a row, and between columns, of zeros
+      multiply<T>({pixels.at(base.of[kCompared], 0), kPanel, 1, kPanel, pixels.panel},
+                  row_major<const T>(query_, wide_), row_major(tile + pitch_, pitch_), count.of[kCompared], wide_,
+                  n_.channels, false);
+      for (int64_t ky = from; ky < until; ++ky) {
+        const int64_t k = ky * n_.columns;
+        T* const out = h_[y] + k * wide_;
+        add_diagonal<T>(keys_.rows(tile, pitch_, ky, base, kCompared), [&](int64_t kx) { return out + kx * wide_; },
+                        n_.columns, wide_);
+        for (int64_t kx = 0; kx < n_.columns; ++kx) {
+          first[k + kx] = out[kx * wide_];
+          last[k + kx] = out[kx * wide_ + n_.columns - 1];
+        }
       }
-    }
+    });
   }
 
   // A row of keys of S.
@@ -841,11 +1004,6 @@ class Scores {
   T *query_, *tile_, *flat_, *left_, *right_, *zeros_, *factors_, *sums_;
 };
 
-// Keys that are multiplied together, in whole rows of them.
-int64_t rows_of_keys(const AttentionSizes& n, int64_t keys) {
-  return std::clamp<int64_t>(keys / n.columns, 1, n.rows);
-}
-
 // Rows of queries that share their reading of the background.
 int64_t rows_of_queries(const AttentionSizes& n) { return std::clamp<int64_t>(kDepth / n.columns, 1, kQueryRows); }
 
@@ -854,7 +1012,7 @@ template <class S, class T>
 void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<S>& out,
             int64_t begin, int64_t end) {
   const AttentionSizes& n = set.sizes;
-  const int64_t wide = set.wide(), together = rows_of_keys(n, kDepth), tile = n.columns * wide, size = together * tile;
+  const int64_t wide = set.wide(), size = (std::max(kDepth, n.columns) + 1) * wide;
   const int64_t most = rows_of_queries(n), plane = n.channels * wide;
   Arena<T> arena;
   Scores<S> scores(set, keys, foreground, arena, 4, most + 2);
@@ -863,37 +1021,28 @@ void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& fore
   arena.want(result, most * set.subpixels() * plane);
   arena.allocate();
   scores.begin();
-
-  // Rows of keys that nothing is pasted from: neither they nor a neighbour is valid.
-  std::vector<bool> valid(n.rows + 2);
-  for (int64_t k = 0; k < n.keys; ++k) {
-    if (keys.weight[k] != T(0)) valid[k / n.columns + 1] = true;
-  }
   for (int64_t t = begin; t < end; t += most) {
     const int64_t rows = std::min(most, end - t);
     for (int64_t y = std::max<int64_t>(t - 1, 0); y < std::min(t + rows + 1, n.rows); ++y) scores.attention(y);
-    bool some = false;
-    for (int64_t first = 0; first < n.rows; first += together) {
-      const int64_t last = std::min(first + together, n.rows);
-      if (std::none_of(valid.begin() + first, valid.begin() + last + 2, [](bool v) { return v; })) continue;
+    keys.in_groups(0, kSides, kDepth, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t ky = first; ky < last; ++ky) {
-          mix(scores.attended(t + i, ky), mixed + i * 4 * size + (ky - first) * tile, size, n.columns, wide);
+          mix(scores.attended(t + i, ky), &keys.places[ky * n.columns], base, mixed + i * 4 * size, size, n.columns,
+              wide);
         }
       }
       for (int64_t r = 0; r < set.subpixels(); ++r) {
+        const int64_t side = set.side(r);
         for (int64_t c = 0; c < n.channels; c += kPanel) {
-          const T* cells = keys.subpixel(set, r).at(first * n.columns, c);
+          const T* cells = keys.pasted(r).at(base.of[side], c);
           for (int64_t i = 0; i < rows; ++i) {
-            multiply<T>({cells, 1, kPanel}, row_major<const T>(mixed + (i * 4 + set.side(r)) * size, wide),
+            multiply<T>({cells, 1, kPanel}, row_major<const T>(mixed + (i * 4 + side) * size, wide),
                         row_major(result + (i * set.subpixels() + r) * plane + c * wide, wide),
-                        std::min(kPanel, n.channels - c), wide, (last - first) * n.columns, some);
+                        std::min(kPanel, n.channels - c), wide, count.of[side], first > 0);
           }
         }
       }
-      some = true;
-    }
-    if (!some) std::fill_n(result, rows * set.subpixels() * plane, T(0));
+    });
     for (int64_t i = 0; i < rows; ++i) {
       unpack_channels(result + i * set.subpixels() * plane, set, set.subpixels(), t + i, T(0.25), out);
     }
@@ -909,14 +1058,15 @@ class Gradients {
 
   Gradients(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<const S>& gradient)
       : set_(set), n_(set.sizes), keys_(keys), foreground_(foreground), gradient_(gradient), wide_(set.wide()),
-        pitch_(wide_ + kAlign), tile_(n_.columns * wide_), together_(rows_of_keys(n_, kDepth / 2)),
+        pitch_(wide_ + kAlign), tile_(n_.columns * wide_), together_(std::max(kDepth / 2, n_.columns)),
         scores_(set, keys, foreground, arena_, 8, kQueryRows + 4) {
     const int64_t size = set.row_size();
     for (Ring<T>& ring : mixed_) ring.ask(arena_, std::min<int64_t>(3, n_.rows), size);
     for (Ring<T>* ring : {&by_a2_, &by_a1_, &by_h_}) ring->ask(arena_, std::min<int64_t>(3, n_.rows), size);
     ends_.ask(arena_, 2, size);
     arena_.want(by_g_, kQueryRows * size);
-    for (T*& tile : tiles_) arena_.want(tile, (n_.columns + 3) * pitch_);
+    for (T*& tile : tiles_) arena_.want(tile, (together_ + 3) * pitch_);
+    arena_.want(square_, (n_.columns + 3) * pitch_);
     arena_.want(flat_, (n_.columns + 3) * pitch_);
     arena_.want(upstream_, set.subpixels() * n_.channels * wide_);
     arena_.want(zeros_, tile_ + 2 * kAlign);
@@ -927,8 +1077,9 @@ class Gradients {
     arena_.want(buffer_, kBlock * n_.columns);
     arena_.want(queries_, n_.rate * cells());
     arena_.want(pixels_, set.subpixels() * cells());
-    arena_.want(attention_, kQueryRows * 4 * together_ * tile_);
-    arena_.want(by_background_, set.subpixels() * set.panels() * kPanel * n_.keys);
+    arena_.want(attention_, kQueryRows * 4 * (together_ + 1) * wide_);
+    arena_.want(by_compared_, keys.matrix(keys.compared_count()));
+    arena_.want(by_pasted_, set.subpixels() * keys.matrix(keys.pasted_count()));
     arena_.want(products_, n_.keys * kAlign);
   }
   Gradients(const Gradients&) = delete;
@@ -937,11 +1088,14 @@ class Gradients {
   void run(int64_t begin, int64_t end, const Image<S>& by_foreground) {
     arena_.allocate();
     scores_.begin();
-    for (Ring<T>* ring : {&mixed_[0], &mixed_[1], &by_a2_, &by_a1_, &by_h_, &ends_}) ring->clear();
-    for (T* tile : tiles_) std::fill_n(tile, (n_.columns + 3) * pitch_, T(0));
+    for (Ring<T>* ring : {&mixed_[0], &mixed_[1], &by_a1_, &by_h_, &ends_}) ring->clear();
+    by_a2_.zero();  // where keys are invalid it stays so
+    for (T* tile : tiles_) std::fill_n(tile, (together_ + 3) * pitch_, T(0));
+    std::fill_n(square_, (n_.columns + 3) * pitch_, T(0));
     std::fill_n(upstream_, set_.subpixels() * n_.channels * wide_, T(0));
     std::fill_n(zeros_, tile_ + 2 * kAlign, T(0));
-    std::fill_n(by_background_, set_.subpixels() * set_.panels() * kPanel * n_.keys, T(0));
+    std::fill_n(by_compared_, keys_.matrix(keys_.compared_count()), T(0));
+    std::fill_n(by_pasted_, set_.subpixels() * keys_.matrix(keys_.pasted_count()), T(0));
     std::fill_n(products_, n_.keys * kAlign, T(0));
     begin_ = begin, end_ = end;
     for (int64_t t = begin; t < end; t += kQueryRows) {
@@ -971,29 +1125,12 @@ class Gradients {
       by_square[k] = -product * first.keys_.inverse[k] * first.keys_.inverse[k] * first.keys_.clamped[k];
     }
     torch::stable::parallel_for(0, set.subpixels() * n.rows, 4, [&](int64_t begin, int64_t end) {
+      std::vector<T> sums(first.keys_.matrix(n.columns));
+      const Panels<T> total{sums.data(), kPanel, n.columns * kPanel};
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i / n.rows, y = i % n.rows;
-        const Panels<T> total = first.background(r);
         for (int64_t x = 0; x < n.columns; ++x) {
-          const int64_t k = y * n.columns + x;
-          T square = 0;
-          if (r == 0) {
-            for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n.rows); ++v) {
-              for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n.columns); ++u) {
-                square += by_square[v * n.columns + u];
-              }
-            }
-          }
-          for (int64_t c = 0; c < set.channels(); c += kAlign) {
-            T* const to = total.at(k, c);
-            for (size_t part = 1; part < parts.size(); ++part) {
-              const T* const other = parts[part]->background(r).at(k, c);
-              for (int64_t j = 0; j < kAlign; ++j) to[j] += other[j];
-            }
-            if (r > 0) continue;
-            const T* const pixel = first.keys_.subpixel(set, 0).at(k, c);
-            for (int64_t j = 0; j < kAlign; ++j) to[j] += square * pixel[j];
-          }
+          first.total(parts, by_square, r, y, x, total);
         }
         unpack_cells(total, set, r, y, by_background);
       }
@@ -1001,9 +1138,32 @@ class Gradients {
   }
 
  private:
-  Panels<T> background(int64_t subpixel) const {
-    const int64_t panel = n_.keys * kPanel;
-    return {by_background_ + subpixel * set_.panels() * panel, kPanel, panel};
+  // The derivative by one pixel of one cell, of all parts: row x of `to`.
+  void total(const std::vector<std::unique_ptr<Gradients>>& parts, const std::vector<T>& by_square, int64_t r, int64_t y,
+             int64_t x, const Panels<T>& to) const {
+    const int side = static_cast<int>(set_.side(r));
+    const Places* const place = &keys_.places[y * n_.columns + x];
+    const bool compared = r == 0 && has(place, kCompared);
+    T square = 0;
+    if (compared) {
+      for (int64_t v = std::max<int64_t>(y - 1, 0); v < std::min(y + 2, n_.rows); ++v) {
+        for (int64_t u = std::max<int64_t>(x - 1, 0); u < std::min(x + 2, n_.columns); ++u) {
+          square += by_square[v * n_.columns + u];
+        }
+      }
+    }
+    for (int64_t c = 0; c < set_.channels(); c += kAlign) {
+      T* const sum = to.at(x, c);
+      const auto add = [&](const Panels<T>& from, int64_t row, T factor) {
+        for (int64_t j = 0; j < kAlign; ++j) sum[j] += factor * from.at(row, c)[j];
+      };
+      std::fill_n(sum, kAlign, T(0));
+      if (compared) add(keys_.compared(), place->of[kCompared], square);
+      for (const auto& part : parts) {
+        if (has(place, side)) add(keys_.like_pasted(part->by_pasted_, r), place->of[side], T(1));
+        if (compared) add(keys_.like_compared(part->by_compared_), place->of[kCompared], T(1));
+      }
+    }
   }
 
   // Size of a matrix of kQueryRows rows of queries by channels.
@@ -1016,21 +1176,21 @@ class Gradients {
     for (int64_t r = 0; r < set_.subpixels(); ++r) {
       pack_channels(gradient_, set_, r, t, T(0.25), upstream_ + r * n_.channels * wide_);
     }
-    for (int64_t ky = 0; ky < n_.rows; ++ky) {
+    keys_.in_groups(0, kSides, kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       bool some[4] = {};
       for (int64_t r = 0; r < set_.subpixels(); ++r) {
         const int64_t side = set_.side(r);
-        const Panels<T> cells = keys_.subpixel(set_, r);
-        multiply<T>({cells.at(ky * n_.columns, 0), kPanel, 1, kPanel, cells.panel},
+        const Panels<T> cells = keys_.pasted(r);
+        multiply<T>({cells.at(base.of[side], 0), kPanel, 1, kPanel, cells.panel},
                     row_major<const T>(upstream_ + r * n_.channels * wide_, wide_),
-                    row_major(tiles_[side] + pitch_ + kAlign, pitch_), n_.columns, wide_, n_.channels, some[side]);
+                    row_major(tiles_[side] + pitch_ + kAlign, pitch_), count.of[side], wide_, n_.channels, some[side]);
         some[side] = true;
       }
-      for (const int64_t down : {0, 1}) {
-        unmix(tiles_[2 * down] + pitch_ + kAlign, tiles_[2 * down + 1] + pitch_ + kAlign, pitch_,
-              mixed_[down][t] + ky * tile_, n_.columns, wide_);
+      for (int64_t ky = first; ky < last; ++ky) {
+        const auto rows = [&](int side) { return keys_.rows(tiles_[side] + kAlign, pitch_, ky, base, side); };
+        for (const int down : {0, 1}) unmix(rows(2 * down), rows(2 * down + 1), mixed_[down][t] + ky * tile_, wide_);
       }
-    }
+    });
   }
 
   // By A2 of row y.
@@ -1046,11 +1206,11 @@ class Gradients {
       gather_attention_gradient(mixed_[0][y] + at, mixed_[1][y] + at,
                                 first || ky == 0 ? zeros_ : mixed_[1][y - 1] + at - tile_,
                                 last || ky + 1 == n_.rows ? zeros_ : mixed_[0][y + 1] + at + tile_, numerators + at,
-                                scores_.factor(y, ky), out + at, sum_, n_.columns, wide_);
+                                scores_.factor(y, ky), out + at, sum_, keys_.valid(ky), wide_);
     }
     for (int64_t ky = 0; ky < n_.rows; ++ky) {
       through_softmax(out + ky * tile_, numerators + ky * tile_, scores_.factor(y, ky), sum_,
-                      static_cast<T>(set_.scale), n_.columns, wide_);
+                      static_cast<T>(set_.scale), keys_.valid(ky), wide_);
     }
     return out;
   }
@@ -1110,26 +1270,30 @@ class Gradients {
     for (int64_t k = 0; k < n_.keys; ++k) to[k] = from[k * wide_ + x];
   }
 
-  // By G of row y.
+  // By G of row y, at the places of the keys that are compared.
   void undo_sums(int64_t y, T* to) {
     const T* const before = y > 0 ? by_h(y - 1) : nullptr;
     const T* const at = by_h(y);
     const T* const after = y + 1 < n_.rows ? by_h(y + 1) : nullptr;
-    T* const tile = tiles_[0] + pitch_ + kAlign;  // between rows and columns of zeros
+    T* const tile = square_ + pitch_ + kAlign;  // between rows and columns of zeros
     for (int64_t ky = 0; ky < n_.rows; ++ky) {
       add_three(before && ky > 0 ? before + (ky - 1) * tile_ : zeros_, at + ky * tile_,
                 after && ky + 1 < n_.rows ? after + (ky + 1) * tile_ : zeros_, static_cast<const T*>(nullptr), tile,
                 pitch_, n_.columns, wide_);
-      add_diagonal(tile, pitch_, to + ky * tile_, n_.columns, wide_);
+      const Places* const places = &keys_.places[ky * n_.columns];
+      add_diagonal<T>([&](int64_t k) { return tile + k * pitch_; },
+                      [&](int64_t k) { return has(places + k, kCompared) ? to + places[k].of[kCompared] * wide_ : nullptr; },
+                      n_.columns, wide_);
     }
   }
 
   void by_queries(const T* by_g, int64_t y, const Image<S>& by_foreground) {
-    for (int64_t k = 0; k < n_.keys; k += kDepth) {
+    const int64_t keys = keys_.compared_count();
+    for (int64_t k = 0; k == 0 || k < keys; k += kDepth) {
       for (int64_t c = 0; c < n_.channels; c += kPanel) {
-        multiply<T>({keys_.subpixel(set_, 0).at(k, c), 1, kPanel}, row_major<const T>(by_g + k * wide_, wide_),
+        multiply<T>({keys_.compared().at(k, c), 1, kPanel}, row_major<const T>(by_g + k * wide_, wide_),
                     row_major(result_ + c * wide_, wide_), std::min(kPanel, n_.channels - c), wide_,
-                    std::min(kDepth, n_.keys - k), k > 0);
+                    std::min(kDepth, keys - k), k > 0);
       }
     }
     unpack_channels(result_, set_, 1, y, T(1), by_foreground);  // the other pixels are not compared
@@ -1139,8 +1303,9 @@ class Gradients {
   // queries.
   void pack_queries(const Image<const S>& image, int64_t ry, int64_t t, int64_t rows, T factor, T* to, int64_t cells) {
     for (int64_t i = 0; i < rows; ++i) {
-      pack_cells(image, set_, ry, t + i, factor, buffer_, [&](int64_t rx) {
-        return Panels<T>{to + rx * cells + i * n_.columns * kPanel, kPanel, kQueryRows * n_.columns * kPanel};
+      pack_cells(image, set_, ry, t + i, factor, buffer_, [&](int64_t rx, int64_t c) {
+        const Panels<T> out{to + rx * cells, kPanel, kQueryRows * n_.columns * kPanel};
+        transpose(buffer_, n_.columns, out.at(i * n_.columns, c), kPanel, n_.columns);
       });
     }
   }
@@ -1149,36 +1314,36 @@ class Gradients {
   void by_keys(int64_t t, int64_t rows) {
     pack_queries(foreground_, 0, t, rows, T(1), queries_, cells());
     const Panels<const T> queries{queries_, kPanel, kQueryRows * n_.columns * kPanel};
-    for (int64_t k = 0; k < n_.keys; k += kDepth / 2) {
-      Panels<T> to = background(0);
-      to.data += k * kPanel;
-      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, queries, to,
-                  std::min(kDepth / 2, n_.keys - k), set_.channels(), rows * n_.columns, true);
+    const int64_t keys = keys_.compared_count();
+    for (int64_t k = 0; k < keys; k += kDepth / 2) {
+      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, queries,
+                  keys_.like_compared(by_compared_).from(k), std::min(kDepth / 2, keys - k), set_.channels(),
+                  rows * n_.columns, true);
     }
   }
 
   // By the patches that were pasted.
   void by_patches(int64_t t, int64_t rows) {
     for (int64_t y = std::max<int64_t>(t - 1, 0); y <= std::min(t + rows, n_.rows - 1); ++y) scores_.attention(y);
-    const int64_t size = together_ * tile_;
+    const int64_t size = (together_ + 1) * wide_;
     for (int64_t ry = 0; ry < n_.rate; ++ry) {
       pack_queries(gradient_, ry, t, rows, T(0.25), pixels_ + ry * n_.rate * cells(), cells());
     }
-    for (int64_t first = 0; first < n_.rows; first += together_) {
-      const int64_t last = std::min(first + together_, n_.rows);
+    keys_.in_groups(0, kSides, kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t ky = first; ky < last; ++ky) {
-          mix(scores_.attended(t + i, ky), attention_ + i * 4 * size + (ky - first) * tile_, size, n_.columns, wide_);
+          mix(scores_.attended(t + i, ky), &keys_.places[ky * n_.columns], base, attention_ + i * 4 * size, size,
+              n_.columns, wide_);
         }
       }
       for (int64_t r = 0; r < set_.subpixels(); ++r) {
-        Panels<T> to = background(r);
-        to.data += first * n_.columns * kPanel;
-        multiply<T>({attention_ + set_.side(r) * size, wide_, 1, n_.columns, 4 * size},
-                    {pixels_ + r * cells(), kPanel, kQueryRows * n_.columns * kPanel}, to, (last - first) * n_.columns,
-                    set_.channels(), rows * n_.columns, true);
+        const int64_t side = set_.side(r);
+        multiply<T>({attention_ + side * size, wide_, 1, n_.columns, 4 * size},
+                    {pixels_ + r * cells(), kPanel, kQueryRows * n_.columns * kPanel},
+                    keys_.like_pasted(by_pasted_, r).from(base.of[side]), count.of[side], set_.channels(),
+                    rows * n_.columns, true);
       }
-    }
+    });
   }
 
   Arena<T> arena_;
@@ -1190,8 +1355,8 @@ class Gradients {
   Scores<S> scores_;
   Ring<T> mixed_[2], by_a2_, by_a1_, by_h_, ends_;
   std::tuple<const T*, const T*, const T*> h_;
-  T *by_g_, *tiles_[4], *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *buffer_, *queries_, *pixels_, *attention_;
-  T *by_background_, *products_;
+  T *by_g_, *tiles_[4], *square_, *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *buffer_, *queries_, *pixels_, *attention_;
+  T *by_compared_, *by_pasted_, *products_;
   int64_t begin_ = 0, end_ = 0;
 };
 

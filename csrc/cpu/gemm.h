@@ -25,6 +25,7 @@ struct Panels {
   int64_t row, panel;  // distance between rows, between panels
 
   T* at(int64_t r, int64_t c) const { return data + r * row + c / kPanel * panel + c % kPanel; }
+  Panels from(int64_t r) const { return {data + r * row, row, panel}; }  // without the rows before
 };
 
 // The same for a matrix with contiguous rows.
@@ -75,6 +76,9 @@ DEOCC_INLINE void multiply_columns(Left<T> a, const T* b, int64_t b_row, T* c, i
   int64_t done = 0;
   for (; done + most <= rows; done += most, a.data += most * a.row, c += most * c_row) {
     multiply_tile<V, most, vectors>(a, b, b_row, c, c_row, depth, accumulate);
+  }
+  for (; done + 4 <= rows; done += 4, a.data += 4 * a.row, c += 4 * c_row) {
+    multiply_tile<V, 4, vectors>(a, b, b_row, c, c_row, depth, accumulate);
   }
   for (; done + 2 <= rows; done += 2, a.data += 2 * a.row, c += 2 * c_row) {
     multiply_tile<V, 2, vectors>(a, b, b_row, c, c_row, depth, accumulate);

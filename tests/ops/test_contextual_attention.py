@@ -52,8 +52,13 @@ def test_the_paste_adds_up_patches_one_by_one(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fuse", [True, False])
-def test_near_the_reference_in_double_precision(backend: str, fuse: bool) -> None:
+@pytest.mark.parametrize("hole", [True, False])
+def test_near_the_reference_in_double_precision(backend: str, fuse: bool, hole: bool) -> None:
     inputs = features(2, 48, 40, 44)
+    if hole:  # of another size in each sample
+        inputs[2].zero_()
+        inputs[2][0, :, 10:30, 11:33] = 1
+        inputs[2][1, :, 4:36, 0:44] = 1
     upstream = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
 
     def run(function: Callable[..., Tensor], device: str, dtype: torch.dtype, *options: object) -> list[Tensor]:
