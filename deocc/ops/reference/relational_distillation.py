@@ -26,10 +26,11 @@ def relational_distillation(student: Tensor, teacher: Tensor, distance: float, a
     loss = student.sum() * 0  # so that there is a gradient, of 0, whatever is left out
     if len(student) == 0:
         return loss.to(dtype)
-    if distance != 0:
-        loss = loss + distance * relational_distance(student, teacher)
-    if angle != 0:
-        loss = loss + angle * relational_angle(student, teacher)
+    with torch.autocast(student.device.type, enabled=False):  # the matrix product would be computed in half precision
+        if distance != 0:
+            loss = loss + distance * relational_distance(student, teacher)
+        if angle != 0:
+            loss = loss + angle * relational_angle(student, teacher)
     return loss.to(dtype)
 
 
