@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <memory>
+#include <new>
+#include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "gemm.h"
@@ -17,7 +21,8 @@ namespace {
 constexpr int64_t kPad = 8;              // what is stored is padded with zeros to a multiple of this many rows, columns
 constexpr int64_t kBlock = 1 << 16;      // elements of a block of columns: it stays in the second-level cache
 constexpr int64_t kTile = 16;            // rows and columns of a Gram matrix that a thread takes at a time
-constexpr int64_t kVertices = 64;        // vertices of triplets that are worked on together: a multiple of kPad
+constexpr int kVertices = 6;             // 2 to this many vertices of triplets are worked on together, with
+constexpr int64_t kEnds = 8;             // this many ends, whose numbers stay in the first-level cache
 constexpr int64_t kPerThread = 1 << 16;  // operations below which a second thread costs more than it saves
 
 int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
@@ -28,30 +33,102 @@ int64_t stride(int64_t count) { return padded(count) | kPad; }
 // Iterations of `operations` each that a thread must have at least.
 int64_t grain(int64_t operations) { return kPerThread / std::max<int64_t>(operations, 1) + 1; }
 
-// (N, N) in rows of `row` elements, padded(N) of them. The padding is 0.
-struct Matrix {
-  explicit Matrix(int64_t count) : row(stride(count)), data(padded(count) * row) {}
+// All the memory of a call, in one piece that begins with a cache line: many pieces would be given back to the system
+// and fetched again at every call. Counts must be multiples of kPad.
+class Memory {
+ public:
+  explicit Memory(int64_t count) : left_(count), next_(new (kLine) double[count]), all_(next_) {}
 
-  double* at(int64_t i) { return data.data() + i * row; }
-  const double* at(int64_t i) const { return data.data() + i * row; }
+  double* take(int64_t count) {
+    STD_TORCH_CHECK(count <= left_, "relational_distillation: too little memory was set aside");
+    left_ -= count;
+    return std::exchange(next_, next_ + count);
+  }
 
-  int64_t row;
-  std::vector<double> data;
+  double* take_zeros(int64_t count) {
+    double* taken = take(count);
+    std::fill_n(taken, count, 0.0);
+    return taken;
+  }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Delete {
+    void operator()(double* all) const { ::operator delete[](all, kLine); }
+  };
+
+  int64_t left_;
+  double* next_;
+  std::unique_ptr<double[], Delete> all_;
 };
 
-// What is known of the points of one side.
-struct Relations {
-  explicit Relations(int64_t count) : shifted(count), inverse(count), length(count), half(padded(count)) {}
+// (N, N) in rows of `row` elements, padded(N) of them. The padding is 0.
+struct Matrix {
+  Matrix(int64_t count, Memory& memory) : row(stride(count)), size(needs(count)), data(memory.take_zeros(size)) {}
+
+  static int64_t needs(int64_t count) { return padded(count) * stride(count); }
+
+  double* at(int64_t i) { return data + i * row; }
+  const double* at(int64_t i) const { return data + i * row; }
+
+  int64_t row, size;
+  double* data;
+};
+
+// Several numbers for each pair, so that what the pass over the triplets works on together lies together: blocks of
+// 2^shift columns; in these the rows, then kEnds rows of zeros; in these kPad numbers of the first kind for kPad
+// columns, kPad of the second, and so on.
+template <int fields>
+struct Fields {
+  Fields(int64_t count, int shift_, Memory& memory)
+      : rows(padded(count) + kEnds),
+        row(int64_t(fields) << shift_),
+        shift(shift_),
+        data(memory.take_zeros(needs(count, shift_))) {}
+
+  static int64_t blocks(int64_t count, int shift) { return (count + (int64_t(1) << shift) - 1) >> shift; }
+  static int64_t needs(int64_t count, int shift) {
+    return (blocks(count, shift) * (padded(count) + kEnds) * fields) << shift;
+  }
+
+  // Column j must be a multiple of kPad.
+  DEOCC_INLINE double* at(int64_t i, int64_t j) { return data + index(i, j); }
+  DEOCC_INLINE const double* at(int64_t i, int64_t j) const { return data + index(i, j); }
+  DEOCC_INLINE double get(int64_t i, int64_t j, int field) const {
+    return data[index(i, j & -kPad) + field * kPad + (j & (kPad - 1))];
+  }
+
+  DEOCC_INLINE int64_t index(int64_t i, int64_t j) const {
+    const int64_t block = j >> shift;
+    return (block * rows + i) * row + (j - (block << shift)) * fields;
+  }
+
+  int64_t rows, row;  // of a block, and elements from one to the next
+  int shift;
+  double* data;
+};
+
+// What the pass over the triplets reads: of student, then of teacher, G[i,j] - G[j,j] / 2 and u.
+using Pairs = Fields<4>;
+enum { kShifted, kInverse };  // a side's fields, teacher's two further on
+
+// What it adds up: R, and V without u^2.
+using Sums = Fields<2>;
+enum { kAcross, kAlong };
+
+// The points of one side.
+struct Side {
+  Side(int64_t count, Memory& memory) : length(count, memory), half(memory.take_zeros(padded(count) + kEnds)) {}
+
+  static int64_t needs(int64_t count) { return Matrix::needs(count) + padded(count) + kEnds; }
 
   // Square of the least length that this pair's difference is divided by.
   DEOCC_INLINE double least(int64_t i, int64_t j) const {
     return std::max(kNear * kNear * 2 * (half[i] + half[j]), kLeast * kLeast);
   }
 
-  Matrix shifted;            // G[i,j] - G[j,j] / 2; before that G
-  Matrix inverse;            // u
-  Matrix length;             // d
-  std::vector<double> half;  // G[i,i] / 2
+  Matrix length;  // d
+  double* half;   // G[i,i] / 2
 };
 
 // Half precision by way of float.
@@ -92,10 +169,11 @@ void centre_block(const T* x, int64_t rows, int64_t depth, int64_t first, int64_
   });
 }
 
-// The sums of the lanes of `count` vectors, a multiple of the lanes, in their order.
+// The sums of the lanes of `count` vectors, a power of 2, in their order.
 template <class V, int count>
 DEOCC_INLINE void lane_sums(typename V::type* v, double* to) {
   using Vec = typename V::type;
+  constexpr int steps = std::min(count, V::lanes);
   decltype(Vec{} < Vec{}) even{}, odd{};
 #pragma GCC unroll 8
   for (int l = 0; l < V::lanes; ++l) {
@@ -103,14 +181,21 @@ DEOCC_INLINE void lane_sums(typename V::type* v, double* to) {
     odd[l] = 2 * l + 1;
   }
 #pragma GCC unroll 3
-  for (int step = 2; step <= V::lanes; step *= 2) {
+  for (int step = 2; step <= steps; step *= 2) {
 #pragma GCC unroll 16
     for (int p = 0; p < count / step; ++p) {
       v[p] = __builtin_shuffle(v[2 * p], v[2 * p + 1], even) + __builtin_shuffle(v[2 * p], v[2 * p + 1], odd);
     }
   }
+  if constexpr (steps == V::lanes) {
 #pragma GCC unroll 8
-  for (int p = 0; p < count / V::lanes; ++p) V::store(to + p * V::lanes, v[p]);
+    for (int p = 0; p < count / V::lanes; ++p) V::store(to + p * V::lanes, v[p]);
+  } else {
+    for (int p = 0; p < count; ++p) {
+      to[p] = 0;
+      for (int l = 0; l < V::lanes / count; ++l) to[p] += v[0][p * (V::lanes / count) + l];
+    }
+  }
 }
 
 // Adds to g the inner products of `rows` rows at a with `columns` rows at b.
@@ -151,20 +236,26 @@ void gram_tile(const double* block, int64_t count, int64_t rows, Matrix& g, int6
   });
 }
 
-// G of the centred rows of x (rows, depth).
+// How many columns of (rows, depth) make a block.
+int64_t columns_of_block(int64_t rows, int64_t depth) {
+  return std::min(std::max(kBlock / padded(rows) / kPad * kPad, 4 * kPad), padded(depth));
+}
+
+int64_t block_needs(int64_t rows, int64_t depth) { return padded(rows) * stride(columns_of_block(rows, depth)); }
+
+// Adds G of the centred rows of x (rows, depth). `block` is of the size block_needs.
 template <class T>
-void gram(const T* x, int64_t rows, int64_t depth, Matrix& g) {
-  const int64_t columns = std::clamp(kBlock / padded(rows) / kPad * kPad, 4 * kPad, padded(depth));
-  std::vector<double> block(padded(rows) * stride(columns));
+void gram(const T* x, int64_t rows, int64_t depth, double* block, Matrix& g) {
+  const int64_t columns = columns_of_block(rows, depth);
   const int64_t tiles = (rows + kTile - 1) / kTile;
   for (int64_t first = 0; first < depth; first += columns) {
     const int64_t count = std::min(columns, depth - first);
-    centre_block(x, rows, depth, first, count, block.data());
+    centre_block(x, rows, depth, first, count, block);
     const auto range = [&](int64_t begin, int64_t end) {
       int64_t i = 0, before = 0;  // tiles in the rows of tiles above
       for (int64_t index = begin; index < end; ++index) {
         while (index >= before + tiles - i) before += tiles - i++;
-        gram_tile(block.data(), count, rows, g, i * kTile, (i + index - before) * kTile);
+        gram_tile(block, count, rows, g, i * kTile, (i + index - before) * kTile);
       }
     };
     torch::stable::parallel_for(0, tiles * (tiles + 1) / 2, grain(kTile * kTile * count), range);
@@ -196,11 +287,11 @@ double square_of_difference(const T* a, const T* b, int64_t depth) {
   return sum;
 }
 
-// Row i of the distances, their inverses and the shifted G, of which that row is still G.
+// Row i of the distances and, where they are wanted, of the fields for triplets, from row i of G.
 template <class T>
-void relate_row(const T* x, int64_t rows, int64_t depth, int64_t i, Relations& to, double* __restrict square) {
-  const double* half = to.half.data();
-  double* __restrict g = to.shifted.at(i);
+void relate_row(const T* x, int64_t rows, int64_t depth, int64_t i, const double* __restrict g, Side& side,
+                Pairs* pairs, int first_field, double* __restrict square) {
+  const double* half = side.half;
   int64_t close = 0;
   by_width<double>([&](auto) DEOCC_BODY {
     for (int64_t j = 0; j < rows; ++j) {
@@ -214,30 +305,35 @@ void relate_row(const T* x, int64_t rows, int64_t depth, int64_t i, Relations& t
     if (j == i || !(square[j] <= kClose * kClose * 2 * (half[i] + half[j]))) continue;
     square[j] = square_of_difference(x + i * depth, x + j * depth, depth);
   }
-  double* __restrict length = to.length.at(i);
-  double* __restrict inverse = to.inverse.at(i);
+  double* __restrict length = side.length.at(i);
   by_width<double>([&](auto) DEOCC_BODY {
-    for (int64_t j = 0; j < rows; ++j) {
-      const double d = std::sqrt(square[j]), inverted = 1 / std::sqrt(std::max(square[j], to.least(i, j)));
-      length[j] = d;
-      inverse[j] = square[j] == 0 ? 0 : inverted;
-      g[j] -= half[j];
+    for (int64_t j = 0; j < padded(rows); ++j) length[j] = std::sqrt(square[j]);
+    for (int64_t j = 0; pairs && j < rows; j += kPad) {
+      double* __restrict to = pairs->at(i, j) + first_field * kPad;
+      for (int64_t l = 0; l < kPad; ++l) {
+        const double inverted = 1 / std::sqrt(std::max(square[j + l], side.least(i, j + l)));
+        to[kShifted * kPad + l] = g[j + l] - half[j + l];
+        to[kInverse * kPad + l] = square[j + l] == 0 ? 0 : inverted;
+      }
     }
   });
 }
 
 template <class T>
-Relations relate(const Tensor& points) {
+Side relate(const Tensor& points, Pairs* pairs, int first_field, Memory& memory, double* block, Matrix& g) {
   const int64_t rows = points.size(0), depth = points.size(1);
   const T* x = static_cast<const T*>(points.const_data_ptr());
-  Relations found(rows);
-  gram(x, rows, depth, found.shifted);
-  for (int64_t i = 0; i < rows; ++i) found.half[i] = found.shifted.at(i)[i] / 2;
+  Side side(rows, memory);
+  std::fill_n(g.data, g.size, 0.0);
+  gram(x, rows, depth, block, g);
+  for (int64_t i = 0; i < rows; ++i) side.half[i] = g.at(i)[i] / 2;
   torch::stable::parallel_for(0, rows, grain(8 * rows), [&](int64_t begin, int64_t end) {
-    std::vector<double> square(rows);
-    for (int64_t i = begin; i < end; ++i) relate_row(x, rows, depth, i, found, square.data());
+    std::vector<double> square(padded(rows));
+    for (int64_t i = begin; i < end; ++i) {
+      relate_row(x, rows, depth, i, g.at(i), side, pairs, first_field, square.data());
+    }
   });
-  return found;
+  return side;
 }
 
 // h'(x), which keeps NaN, and h(x) = h' (x - h' / 2).
@@ -247,97 +343,87 @@ DEOCC_INLINE Vec huber_slope(const Vec& x) {
   return bounded < -one ? -one : bounded;
 }
 
-struct TripletSums {
-  explicit TripletSums(int64_t count) : ends(count), weighted(count) {}
-
-  Matrix ends;      // R
-  Matrix weighted;  // V without u^2
-};
-
-// Triplets i, j, k for `count` consecutive i and k (1 or 2 of each) and the vertices j from begin to end. Returns the
-// sum of h, in lanes; adds to the sums, and S to `both`. `same`: i and k are one point, which adds once.
+// Triplets with the end i, the ends k to k + count - 1, and the vertices j from begin to end. Returns the sum of h, in
+// lanes; adds to the sums, and S to `both`. `same`: i and k are one point, which adds once.
 template <class V, int count, bool same, bool gradient>
-DEOCC_INLINE typename V::type triplets(const Relations& student, const Relations& teacher, int64_t i, int64_t k,
-                                       int64_t begin, int64_t end, TripletSums* sums, double* both) {
+DEOCC_INLINE typename V::type triplets(const Pairs& pairs, const Side& student, const Side& teacher, int64_t i,
+                                       int64_t k, int64_t begin, int64_t end, Sums* sums, double* both) {
   using Vec = typename V::type;
-  const int64_t row = student.shifted.row;
-  Vec loss{}, weights[std::max(count * count, V::lanes)] = {};
-  double inner[2][count][count];  // G[i,k]
-#pragma GCC unroll 2
-  for (int a = 0; a < count; ++a) {
-#pragma GCC unroll 2
-    for (int b = 0; b < count; ++b) {
-      inner[0][a][b] = student.shifted.at(i + a)[k + b] + student.half[k + b];
-      inner[1][a][b] = teacher.shifted.at(i + a)[k + b] + teacher.half[k + b];
-    }
+  Vec losses[count] = {}, weights[count] = {}, inner_s[count], inner_t[count];
+  for (int b = 0; b < count; ++b) {
+    inner_s[b] = Vec{} + (pairs.get(i, k + b, kShifted) + student.half[k + b]);
+    inner_t[b] = Vec{} + (pairs.get(i, k + b, 2 + kShifted) + teacher.half[k + b]);
   }
-  const double *gs = student.shifted.data.data(), *us = student.inverse.data.data();
-  const double *gt = teacher.shifted.data.data(), *ut = teacher.inverse.data.data();
-  double* ends = gradient ? sums->ends.data.data() : nullptr;
-  double* weighted = gradient ? sums->weighted.data.data() : nullptr;
-  for (int64_t j = begin; j < end; j += V::lanes) {
-    Vec end_k[count] = {}, weighted_k[count] = {};
-#pragma GCC unroll 2
-    for (int a = 0; a < count; ++a) {
-      const int64_t at = (i + a) * row + j;
-      const Vec gs_i = V::load(gs + at), gt_i = V::load(gt + at), us_i = V::load(us + at), ut_i = V::load(ut + at);
-      Vec end_i{}, weighted_i{};
-#pragma GCC unroll 2
+  const int64_t row = pairs.row, sums_row = row / 2;
+  const double *of_i = pairs.at(i, begin), *of_k = pairs.at(k, begin);
+  double* to_i = gradient ? sums->at(i, begin) : nullptr;
+  double* to_k = gradient ? sums->at(k, begin) : nullptr;
+  for (int64_t j = begin; j < end; j += kPad, of_i += 4 * kPad, of_k += 4 * kPad) {
+#pragma GCC unroll 4
+    for (int lane = 0; lane < kPad; lane += V::lanes) {
+      const auto load = [&](const double* from, int field) DEOCC_BODY { return V::load(from + field * kPad + lane); };
+      const auto add = [&](double* to, int field, const Vec& value) DEOCC_BODY {
+        V::store(to + field * kPad + lane, V::load(to + field * kPad + lane) + value);
+      };
+      const Vec gs = load(of_i, kShifted), us = load(of_i, kInverse);
+      const Vec gt = load(of_i, 2 + kShifted), ut = load(of_i, 2 + kInverse);
+      Vec across{}, along{};
+#pragma GCC unroll 4
       for (int b = 0; b < count; ++b) {
-        const int64_t to = (k + b) * row + j;
-        const Vec u = us_i * V::load(us + to);
-        const Vec angle = (inner[0][a][b] - gs_i - V::load(gs + to)) * u;
-        const Vec wanted = (inner[1][a][b] - gt_i - V::load(gt + to)) * (ut_i * V::load(ut + to));
+        const double* other = of_k + b * row;
+        const Vec u = us * load(other, kInverse);
+        const Vec angle = (inner_s[b] - gs - load(other, kShifted)) * u;
+        const Vec wanted = (inner_t[b] - gt - load(other, 2 + kShifted)) * (ut * load(other, 2 + kInverse));
         const Vec difference = angle - wanted;
         const Vec slope = huber_slope(difference);
-        loss += slope * (difference - 0.5 * slope);
+        losses[b] += slope * (difference - 0.5 * slope);
         if constexpr (gradient) {
           const Vec weight = slope * u;
-          weights[a * count + b] += weight;
-          end_i += weight;
-          weighted_i += slope * angle;
+          weights[b] += weight;
+          across += weight;
+          along += slope * angle;
           if constexpr (!same) {
-            end_k[b] += weight;
-            weighted_k[b] += slope * angle;
+            add(to_k + b * sums_row, kAcross, weight);
+            add(to_k + b * sums_row, kAlong, slope * angle);
           }
         }
       }
       if constexpr (gradient) {
-        V::store(ends + at, V::load(ends + at) + end_i);
-        V::store(weighted + at, V::load(weighted + at) + weighted_i);
+        add(to_i, kAcross, across);
+        add(to_i, kAlong, along);
       }
     }
-    if constexpr (gradient && !same) {
-#pragma GCC unroll 2
-      for (int b = 0; b < count; ++b) {
-        const int64_t to = (k + b) * row + j;
-        V::store(ends + to, V::load(ends + to) + end_k[b]);
-        V::store(weighted + to, V::load(weighted + to) + weighted_k[b]);
-      }
+    if constexpr (gradient) {
+      to_i += 2 * kPad;
+      to_k += 2 * kPad;
     }
   }
   if constexpr (gradient && !same) {
-    constexpr int total = std::max(count * count, V::lanes);
-    double share[total];
-    lane_sums<V, total>(weights, share);
-    for (int a = 0; a < count; ++a) {
-      for (int b = 0; b < count; ++b) both[(i + a) * row + k + b] += share[a * count + b];
-    }
+    double share[std::max(count, V::lanes)];
+    lane_sums<V, count>(weights, share);
+    for (int b = 0; b < count; ++b) both[k + b] += share[b];
   }
+  Vec loss = losses[0];
+  for (int b = 1; b < count; ++b) loss += losses[b];
   return loss;
 }
 
-// All triplets with vertices from begin to end: returns the sum of h.
+// All triplets with vertices from begin to end: returns the sum of h. `both` has rows of `row` elements.
 template <class V, bool gradient>
-DEOCC_INLINE double all_triplets(const Relations& student, const Relations& teacher, int64_t rows, int64_t begin,
-                                 int64_t end, TripletSums* sums, double* both) {
+DEOCC_INLINE double all_triplets(const Pairs& pairs, const Side& student, const Side& teacher, int64_t rows,
+                                 int64_t begin, int64_t end, Sums* sums, double* both, int64_t row) {
   typename V::type once{}, twice{};  // i and k the same; i and k in either order
-  for (int64_t i = 0; i < rows; i += 2) {
-    once += triplets<V, 1, true, gradient>(student, teacher, i, i, begin, end, sums, both);
-    once += triplets<V, 1, true, gradient>(student, teacher, i + 1, i + 1, begin, end, sums, both);
-    twice += triplets<V, 1, false, gradient>(student, teacher, i, i + 1, begin, end, sums, both);
-    for (int64_t k = i + 2; k < rows; k += 2) {
-      twice += triplets<V, 2, false, gradient>(student, teacher, i, k, begin, end, sums, both);
+  for (int64_t first = 0; first < rows; first += kEnds) {
+    for (int64_t i = 0; i < first; ++i) {
+      for (int64_t k = first; k < first + kEnds; k += 4) {
+        twice += triplets<V, 4, false, gradient>(pairs, student, teacher, i, k, begin, end, sums, both + i * row);
+      }
+    }
+    for (int64_t i = first; i < std::min(first + kEnds, rows); ++i) {
+      once += triplets<V, 1, true, gradient>(pairs, student, teacher, i, i, begin, end, sums, both + i * row);
+      for (int64_t k = i + 1; k < std::min(first + kEnds, rows); ++k) {
+        twice += triplets<V, 1, false, gradient>(pairs, student, teacher, i, k, begin, end, sums, both + i * row);
+      }
     }
   }
   double sum = 0;
@@ -345,35 +431,32 @@ DEOCC_INLINE double all_triplets(const Relations& student, const Relations& teac
   return sum;
 }
 
-// The sum of h over all triplets. With sums, adds the factors of the gradient to them; `both` becomes S, above the
-// diagonal.
-double compare_angles(const Relations& student, const Relations& teacher, int64_t rows, TripletSums* sums,
-                      std::vector<double>& both) {
-  const int64_t row = student.shifted.row, columns = padded(rows);
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), rows * rows * rows / kPerThread + 1);
-  const int64_t vertices = std::min(kVertices, padded((rows + threads - 1) / threads));
-  const int64_t blocks = (columns + vertices - 1) / vertices, parts = std::min(threads, blocks);
-  std::vector<double> losses(parts), shares(sums ? parts * columns * row : 0);
+// The sum of h over all triplets, in so many parts at a time. With sums, adds the factors of the gradient to them, and S
+// above the diagonal to `both`, which is a matrix for each part.
+double compare_angles(const Pairs& pairs, const Side& student, const Side& teacher, int64_t rows, int64_t parts,
+                      Sums* sums, double* both) {
+  const int64_t row = stride(rows), size = Matrix::needs(rows), vertices = int64_t(1) << pairs.shift;
+  const int64_t blocks = Pairs::blocks(rows, pairs.shift);
+  std::vector<double> losses(parts);
   torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      double* share = sums ? shares.data() + part * columns * row : nullptr;
+      double* share = sums ? both + part * size : nullptr;
       for (int64_t block = part * blocks / parts; block < (part + 1) * blocks / parts; ++block) {
-        const int64_t begin = block * vertices, end = std::min(begin + vertices, columns);
+        const int64_t begin = block * vertices, end = std::min(begin + vertices, padded(rows));
         by_width<double>([&](auto vector) DEOCC_BODY {
           using V = decltype(vector);
-          losses[part] += sums ? all_triplets<V, true>(student, teacher, rows, begin, end, sums, share)
-                               : all_triplets<V, false>(student, teacher, rows, begin, end, sums, share);
+          losses[part] +=
+              sums ? all_triplets<V, true>(pairs, student, teacher, rows, begin, end, sums, share, row)
+                   : all_triplets<V, false>(pairs, student, teacher, rows, begin, end, nullptr, nullptr, 0);
         });
       }
     }
   });
+  for (int64_t part = 1; part < parts; ++part) {
+    for (int64_t k = 0; sums && k < size; ++k) both[k] += both[part * size + k];
+  }
   double sum = 0;
   for (const double loss : losses) sum += loss;
-  if (!sums) return sum;
-  for (int64_t part = 1; part < parts; ++part) {
-    for (int64_t k = 0; k < columns * row; ++k) shares[k] += shares[part * columns * row + k];
-  }
-  both = std::move(shares);
   return sum;
 }
 
@@ -381,7 +464,7 @@ double compare_angles(const Relations& student, const Relations& teacher, int64_
 std::tuple<double, double> mean_distance(const Matrix& length) {
   std::array<double, kPad> sums{}, counts{};
   by_width<double>([&](auto) DEOCC_BODY {
-    for (int64_t k = 0; k < static_cast<int64_t>(length.data.size()); k += kPad) {
+    for (int64_t k = 0; k < length.size; k += kPad) {
       for (int64_t l = 0; l < kPad; ++l) {
         const double d = length.data[k + l];
         sums[l] += d;
@@ -410,7 +493,7 @@ Distances compare_distances(const Matrix& student, const Matrix& teacher) {
   const double by_teacher = std::get<0>(mean_distance(teacher));
   std::array<double, kPad> losses{}, products{};
   by_width<double>([&](auto) DEOCC_BODY {
-    for (int64_t k = 0; k < static_cast<int64_t>(student.data.size()); k += kPad) {
+    for (int64_t k = 0; k < student.size; k += kPad) {
       for (int64_t l = 0; l < kPad; ++l) {
         const double d = student.data[k + l], difference = d * by_student - teacher.data[k + l] * by_teacher;
         const double bounded = difference > 1 ? 1 : difference, slope = bounded < -1 ? -1 : bounded;
@@ -424,48 +507,71 @@ Distances compare_distances(const Matrix& student, const Matrix& teacher) {
   return {by_student, by_teacher, loss, count > 0 ? product * by_student * by_student / count : 0.0};
 }
 
+// Adds the distances' share, times factor, to the part of M above the diagonal; returns the sum of h.
+double add_distances(const Side& student, const Side& teacher, int64_t rows, double factor, double* matrix) {
+  const Distances found = compare_distances(student.length, teacher.length);
+  for (int64_t i = 0; matrix && i < rows; ++i) {
+    const double *ds = student.length.at(i), *dt = teacher.length.at(i);
+    for (int64_t j = i + 1; j < rows; ++j) {
+      if (ds[j] == 0) continue;
+      const double slope = found.slope(ds[j], dt[j]) * found.by_student - found.shared;
+      matrix[i * rows + j] -= 2 * factor * slope / ds[j];
+    }
+  }
+  return found.loss;
+}
+
+// The same of the angles. `sums` and `both`, as in compare_angles, are null where M is.
+double add_angles(const Pairs& pairs, const Side& student, const Side& teacher, int64_t rows, double factor,
+                  int64_t parts, Sums* sums, double* both, double* matrix) {
+  const double loss = compare_angles(pairs, student, teacher, rows, parts, sums, both);
+  for (int64_t i = 0; matrix && i < rows; ++i) {
+    for (int64_t j = i + 1; j < rows; ++j) {
+      const double d = student.length.at(i)[j], u = pairs.get(i, j, kInverse);
+      const double free = d * d > student.least(i, j) ? u * u : 0;
+      const double along = free * (sums->get(i, j, kAlong) + sums->get(j, i, kAlong));
+      const double across = sums->get(i, j, kAcross) + sums->get(j, i, kAcross);
+      matrix[i * rows + j] += 2 * factor * (both[i * stride(rows) + j] - across + along);
+    }
+  }
+  return loss;
+}
+
+// The loss and, unless it is null, M.
 template <class T>
 double compute(const Tensor& student_, const Tensor& teacher_, double distance, double angle, double* matrix) {
-  const int64_t rows = student_.size(0);
-  const Relations student = relate<T>(student_), teacher = relate<T>(teacher_);
+  const int64_t rows = student_.size(0), deepest = std::max(student_.size(1), teacher_.size(1));
+  const bool angles = angle != 0, sums_too = angles && matrix;
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), rows * rows * rows / kPerThread + 1);
+  int shift = kVertices;  // each thread ought to have a block of vertices
+  while ((int64_t(1) << shift) > kPad && (threads << shift) > padded(rows)) --shift;
+  const int64_t parts = std::min(threads, Pairs::blocks(rows, shift));
+
+  Memory memory(2 * Side::needs(rows) + Matrix::needs(rows) + block_needs(rows, deepest) +
+                (angles ? Pairs::needs(rows, shift) : 0) +
+                (sums_too ? Sums::needs(rows, shift) + parts * Matrix::needs(rows) : 0));
+  Matrix g(rows, memory);
+  double* block = memory.take(block_needs(rows, deepest));
+  std::optional<Pairs> pairs;
+  if (angles) pairs.emplace(rows, shift, memory);
+  Pairs* fields = pairs ? &*pairs : nullptr;
+  const Side student = relate<T>(student_, fields, 0, memory, block, g);
+  const Side teacher = relate<T>(teacher_, fields, 2, memory, block, g);
   const double size = static_cast<double>(rows);
   if (matrix) std::fill_n(matrix, rows * rows, 0.0);
   double loss = 0;
-
   if (distance != 0) {
     const double factor = distance / (size * size);
-    const Distances found = compare_distances(student.length, teacher.length);
-    loss += factor * found.loss;
-    for (int64_t i = 0; matrix && i < rows; ++i) {
-      const double *ds = student.length.at(i), *dt = teacher.length.at(i);
-      for (int64_t j = i + 1; j < rows; ++j) {
-        if (ds[j] == 0) continue;
-        const double slope = found.slope(ds[j], dt[j]) * found.by_student - found.shared;
-        matrix[i * rows + j] -= 2 * factor * slope / ds[j];
-      }
-    }
+    loss += factor * add_distances(student, teacher, rows, factor, matrix);
   }
-
   if (angle != 0) {
     const double factor = angle / (size * size * size);
-    if (!matrix) {
-      std::vector<double> none;
-      return loss + factor * compare_angles(student, teacher, rows, nullptr, none);
-    }
-    TripletSums sums(rows);
-    std::vector<double> both;
-    loss += factor * compare_angles(student, teacher, rows, &sums, both);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = i + 1; j < rows; ++j) {
-        const double d = student.length.at(i)[j], u = student.inverse.at(i)[j];
-        const double free = d * d > student.least(i, j) ? u * u : 0;
-        const double along = free * (sums.weighted.at(i)[j] + sums.weighted.at(j)[i]);
-        const double ends = sums.ends.at(i)[j] + sums.ends.at(j)[i];
-        matrix[i * rows + j] += 2 * factor * (both[i * sums.ends.row + j] - ends + along);
-      }
-    }
+    std::optional<Sums> sums;
+    if (sums_too) sums.emplace(rows, shift, memory);
+    double* both = sums_too ? memory.take_zeros(parts * Matrix::needs(rows)) : nullptr;
+    loss += factor * add_angles(*pairs, student, teacher, rows, factor, parts, sums ? &*sums : nullptr, both, matrix);
   }
-
   for (int64_t i = 0; matrix && i < rows; ++i) {
     for (int64_t j = i + 1; j < rows; ++j) {
       const double value = matrix[i * rows + j];
@@ -499,14 +605,15 @@ template <class T>
 void backward_columns(double gradient, const double* matrix, const T* x, int64_t rows, int64_t depth, int64_t first,
                       int64_t count, T* out) {
   const int64_t row = stride(count);
-  std::vector<double> block(padded(rows) * row), product(rows * row);
-  centre(x, rows, depth, first, count, block.data(), row);
-  multiply<double>({matrix, rows, 1}, row_major<const double>(block.data(), row), row_major(product.data(), row), rows,
+  Memory memory(2 * padded(rows) * row);
+  double *block = memory.take(padded(rows) * row), *product = memory.take(padded(rows) * row);
+  centre(x, rows, depth, first, count, block, row);
+  multiply<double>({matrix, rows, 1}, row_major<const double>(block, row), row_major(product, row), rows,
                    padded(count), rows, false);
   by_width<double>([&](auto) DEOCC_BODY {
     for (int64_t i = 0; i < rows; ++i) {
       T* to = out + i * depth + first;
-      const double* from = product.data() + i * row;
+      const double* from = product + i * row;
       for (int64_t c = 0; c < count; ++c) {
         to[c] = static_cast<T>(static_cast<typename Compute<T>::type>(gradient * from[c]));
       }

@@ -34,8 +34,8 @@ def relational_distillation(student: Tensor, teacher: Tensor, *, distance: float
       shorter direction there.
     - NaN and infinities anywhere make the loss NaN; of the gradient nothing is promised then.
 
-    The embeddings promote to one dtype, inside ``torch.autocast`` too. Any strides are accepted. The same call gives the
-    same bits for the same number of threads.
+    The embeddings promote to one dtype, inside ``torch.autocast`` too. Any strides are accepted. The same call gives
+    the same bits for the same number of threads.
 
     Args:
         student: (N, Ds) floating point (float64, float32, bfloat16 or float16). Not normalised here.
@@ -53,7 +53,7 @@ def relational_distillation(student: Tensor, teacher: Tensor, *, distance: float
 
 
 def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber loss between the distances of student and teacher, over all N x N pairs of a batch, each side's over its mean.
+    """Huber loss between the relative distances of student and teacher, over all N x N pairs of a batch.
 
     ``mean(h(ds / mean(ds) - dt / mean(dt)))`` with ``h(x) = x**2 / 2`` for ``|x| <= 1``, else ``|x| - 1/2``. The means
     of the distances are over those that are not 0 (Park et al. 2019, equations 5 to 7; distill, equation 13).

@@ -285,7 +285,8 @@ import torch
 from deocc.ops.reference import relational_distillation as reference
 from deocc.ops.triton import relational_distillation as kernel
 kernel._ENDS, kernel._VERTICES = 4, 2  # several blocks of both
-for rows, depth, weights in (6, 5, (1.0, 2.0)), (6, 70, (1.0, 0.0)), (3, 5, (0.0, 3.0)), (1, 3, (1.0, 2.0)), (0, 3, (1.0, 2.0)):
+both = (1.0, 2.0)
+for rows, depth, weights in (6, 5, both), (6, 70, (1.0, 0.0)), (3, 5, (0.0, 3.0)), (1, 3, both), (0, 3, both):
     g = torch.Generator().manual_seed(0)
     s = torch.randn(rows, depth, generator=g, dtype=torch.float64) + 100
     t = torch.randn(rows, 4, generator=g, dtype=torch.float64)

@@ -1,9 +1,9 @@
 """Triton and not CUDA: the matrix products are cuBLAS's, and what remains is one pass over the triplets, which is
 arithmetic in registers. Not yet timed on a GPU.
 
-Everything is float64, as ``csrc/relational_distillation.h`` says and for its reasons; its names are used here. Unlike on
-the CPU, each program of the pass over the triplets has an i of its own and takes all k, so i, k and k, i are computed
-both: no two programs add to one place, and the same call gives the same bits.
+Everything is float64, as ``csrc/relational_distillation.h`` says and for its reasons; its names are used here. Unlike
+on the CPU, each program of the pass over the triplets has an i of its own and takes all k, so i, k and k, i are
+computed both: no two programs add to one place, and the same call gives the same bits.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"

@@ -15,7 +15,7 @@ from deocc.testing.spec import Case, Spec
 def _inputs(
     rows: int, student: int, teacher: int, *, clusters: int = 0, spread: float = 0.05, offset: float = 0.0
 ) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
-    """A student that has learnt half of what the teacher knows; ``clusters`` groups of rows, ``spread`` wide, or none."""
+    """A student that knows half of what the teacher knows; the rows in so many ``clusters``, ``spread`` wide, or none."""
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         size = max(student, teacher)
