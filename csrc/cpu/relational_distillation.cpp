@@ -22,7 +22,7 @@ constexpr int64_t kPad = 8;              // what is stored is padded with zeros 
 constexpr int64_t kBlock = 1 << 16;      // elements of a block of columns: it stays in the second-level cache
 constexpr int64_t kTile = 16;            // rows and columns of a Gram matrix that a thread takes at a time
 constexpr int kVertices = 6;             // 2 to this many vertices of triplets are worked on together, with
-constexpr int64_t kEnds = 8;             // this many ends, whose numbers stay in the first-level cache
+constexpr int64_t kEnds = kPad;          // this many ends, whose numbers stay in the first-level cache
 constexpr int64_t kPerThread = 1 << 16;  // operations below which a second thread costs more than it saves
 
 int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
@@ -76,19 +76,19 @@ struct Matrix {
 };
 
 // Several numbers for each pair, so that what the pass over the triplets works on together lies together: blocks of
-// 2^shift columns; in these the rows, then kEnds rows of zeros; in these kPad numbers of the first kind for kPad
-// columns, kPad of the second, and so on.
+// 2^shift columns; in these padded(N) rows; in these kPad numbers of the first kind for kPad columns, kPad of the
+// second, and so on. The padding is 0.
 template <int fields>
 struct Fields {
   Fields(int64_t count, int shift_, Memory& memory)
-      : rows(padded(count) + kEnds),
+      : rows(padded(count)),
         row(int64_t(fields) << shift_),
         shift(shift_),
         data(memory.take_zeros(needs(count, shift_))) {}
 
   static int64_t blocks(int64_t count, int shift) { return (count + (int64_t(1) << shift) - 1) >> shift; }
   static int64_t needs(int64_t count, int shift) {
-    return (blocks(count, shift) * (padded(count) + kEnds) * fields) << shift;
+    return (blocks(count, shift) * padded(count) * fields) << shift;
   }
 
   // Column j must be a multiple of kPad.
@@ -118,9 +118,9 @@ enum { kAcross, kAlong };
 
 // The points of one side.
 struct Side {
-  Side(int64_t count, Memory& memory) : length(count, memory), half(memory.take_zeros(padded(count) + kEnds)) {}
+  Side(int64_t count, Memory& memory) : length(count, memory), half(memory.take_zeros(padded(count))) {}
 
-  static int64_t needs(int64_t count) { return Matrix::needs(count) + padded(count) + kEnds; }
+  static int64_t needs(int64_t count) { return Matrix::needs(count) + padded(count); }
 
   // Square of the least length that this pair's difference is divided by.
   DEOCC_INLINE double least(int64_t i, int64_t j) const {
@@ -510,14 +510,17 @@ Distances compare_distances(const Matrix& student, const Matrix& teacher) {
 // Adds the distances' share, times factor, to the part of M above the diagonal; returns the sum of h.
 double add_distances(const Side& student, const Side& teacher, int64_t rows, double factor, double* matrix) {
   const Distances found = compare_distances(student.length, teacher.length);
-  for (int64_t i = 0; matrix && i < rows; ++i) {
-    const double *ds = student.length.at(i), *dt = teacher.length.at(i);
-    for (int64_t j = i + 1; j < rows; ++j) {
-      if (ds[j] == 0) continue;
-      const double slope = found.slope(ds[j], dt[j]) * found.by_student - found.shared;
-      matrix[i * rows + j] -= 2 * factor * slope / ds[j];
+  if (!matrix) return found.loss;
+  torch::stable::parallel_for(0, rows, grain(4 * rows), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const double *ds = student.length.at(i), *dt = teacher.length.at(i);
+      for (int64_t j = i + 1; j < rows; ++j) {
+        if (ds[j] == 0) continue;
+        const double slope = found.slope(ds[j], dt[j]) * found.by_student - found.shared;
+        matrix[i * rows + j] -= 2 * factor * slope / ds[j];
+      }
     }
-  }
+  });
   return found.loss;
 }
 
@@ -525,15 +528,18 @@ double add_distances(const Side& student, const Side& teacher, int64_t rows, dou
 double add_angles(const Pairs& pairs, const Side& student, const Side& teacher, int64_t rows, double factor,
                   int64_t parts, Sums* sums, double* both, double* matrix) {
   const double loss = compare_angles(pairs, student, teacher, rows, parts, sums, both);
-  for (int64_t i = 0; matrix && i < rows; ++i) {
-    for (int64_t j = i + 1; j < rows; ++j) {
-      const double d = student.length.at(i)[j], u = pairs.get(i, j, kInverse);
-      const double free = d * d > student.least(i, j) ? u * u : 0;
-      const double along = free * (sums->get(i, j, kAlong) + sums->get(j, i, kAlong));
-      const double across = sums->get(i, j, kAcross) + sums->get(j, i, kAcross);
-      matrix[i * rows + j] += 2 * factor * (both[i * stride(rows) + j] - across + along);
+  if (!matrix) return loss;
+  torch::stable::parallel_for(0, rows, grain(16 * rows), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = i + 1; j < rows; ++j) {
+        const double d = student.length.at(i)[j], u = pairs.get(i, j, kInverse);
+        const double free = d * d > student.least(i, j) ? u * u : 0;
+        const double along = free * (sums->get(i, j, kAlong) + sums->get(j, i, kAlong));
+        const double across = sums->get(i, j, kAcross) + sums->get(j, i, kAcross);
+        matrix[i * rows + j] += 2 * factor * (both[i * stride(rows) + j] - across + along);
+      }
     }
-  }
+  });
   return loss;
 }
 
