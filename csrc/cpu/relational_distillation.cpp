@@ -174,17 +174,19 @@ template <class V, int count>
 DEOCC_INLINE void lane_sums(typename V::type* v, double* to) {
   using Vec = typename V::type;
   constexpr int steps = std::min(count, V::lanes);
-  decltype(Vec{} < Vec{}) even{}, odd{};
+  if constexpr (steps > 1) {
+    decltype(Vec{} < Vec{}) even{}, odd{};
 #pragma GCC unroll 8
-  for (int l = 0; l < V::lanes; ++l) {
-    even[l] = 2 * l;
-    odd[l] = 2 * l + 1;
-  }
+    for (int l = 0; l < V::lanes; ++l) {
+      even[l] = 2 * l;
+      odd[l] = 2 * l + 1;
+    }
 #pragma GCC unroll 3
-  for (int step = 2; step <= steps; step *= 2) {
+    for (int step = 2; step <= steps; step *= 2) {
 #pragma GCC unroll 16
-    for (int p = 0; p < count / step; ++p) {
-      v[p] = __builtin_shuffle(v[2 * p], v[2 * p + 1], even) + __builtin_shuffle(v[2 * p], v[2 * p + 1], odd);
+      for (int p = 0; p < count / step; ++p) {
+        v[p] = __builtin_shuffle(v[2 * p], v[2 * p + 1], even) + __builtin_shuffle(v[2 * p], v[2 * p + 1], odd);
+      }
     }
   }
   if constexpr (steps == V::lanes) {
