@@ -99,7 +99,7 @@ def compare_with(
 
 
 def shape_mark(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.gate) if name in ("batch", "wide") else name
+    return pytest.param(name, marks=pytest.mark.gate) if name == "batch" else name
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])

@@ -23,7 +23,7 @@ constexpr int64_t kBlock = 1 << 16;      // elements of a block of columns: it s
 constexpr int64_t kTile = 16;            // rows and columns of a Gram matrix that a thread takes at a time
 constexpr int kVertices = 6;             // 2 to this many vertices of triplets are worked on together, with
 constexpr int64_t kEnds = kPad;          // this many ends, whose numbers stay in the first-level cache
-constexpr int64_t kPerThread = 1 << 16;  // operations below which a second thread costs more than it saves
+constexpr int64_t kPerThread = 1 << 18;  // operations below which a second thread costs more than it saves
 
 int64_t padded(int64_t count) { return (count + kPad - 1) / kPad * kPad; }
 
@@ -169,33 +169,36 @@ void centre_block(const T* x, int64_t rows, int64_t depth, int64_t first, int64_
   });
 }
 
-// The sums of the lanes of `count` vectors, a power of 2, in their order.
-template <class V, int count>
-DEOCC_INLINE void lane_sums(typename V::type* v, double* to) {
-  using Vec = typename V::type;
-  constexpr int steps = std::min(count, V::lanes);
-  if constexpr (steps > 1) {
+// Adds up neighbouring lanes of the vectors, count * lanes in all, until one sum is left of each, or of several lanes
+// when there are more lanes than vectors.
+template <class V, int count, int step = 2>
+DEOCC_INLINE void fold_lanes(typename V::type* v) {
+  if constexpr (step <= std::min(count, V::lanes)) {
+    using Vec = typename V::type;
     decltype(Vec{} < Vec{}) even{}, odd{};
 #pragma GCC unroll 8
     for (int l = 0; l < V::lanes; ++l) {
       even[l] = 2 * l;
       odd[l] = 2 * l + 1;
     }
-#pragma GCC unroll 3
-    for (int step = 2; step <= steps; step *= 2) {
-#pragma GCC unroll 16
-      for (int p = 0; p < count / step; ++p) {
-        v[p] = __builtin_shuffle(v[2 * p], v[2 * p + 1], even) + __builtin_shuffle(v[2 * p], v[2 * p + 1], odd);
-      }
-    }
+    [&]<int... p>(std::integer_sequence<int, p...>) DEOCC_BODY {
+      ((v[p] = __builtin_shuffle(v[2 * p], v[2 * p + 1], even) + __builtin_shuffle(v[2 * p], v[2 * p + 1], odd)), ...);
+    }(std::make_integer_sequence<int, count / step>());
+    fold_lanes<V, count, step * 2>(v);
   }
-  if constexpr (steps == V::lanes) {
-#pragma GCC unroll 8
+}
+
+// The sums of the lanes of `count` vectors, a power of 2, in their order.
+template <class V, int count>
+DEOCC_INLINE void lane_sums(typename V::type* v, double* to) {
+  fold_lanes<V, count>(v);
+  if constexpr (count >= V::lanes) {
     for (int p = 0; p < count / V::lanes; ++p) V::store(to + p * V::lanes, v[p]);
   } else {
+    constexpr int each = V::lanes / count;
     for (int p = 0; p < count; ++p) {
       to[p] = 0;
-      for (int l = 0; l < V::lanes / count; ++l) to[p] += v[0][p * (V::lanes / count) + l];
+      for (int l = 0; l < each; ++l) to[p] += v[0][p * each + l];
     }
   }
 }
