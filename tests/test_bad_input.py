@@ -390,6 +390,7 @@ FUNCTIONS = {
     "ops.composite_uint8": (3, ops.composite_uint8),
     "ops.info_nce": (3, ops.info_nce),
     "ops.KeyQueue.enqueue": (1, ops.KeyQueue(3, 2).enqueue),
+    "ops.relational_distillation": (2, ops.relational_distillation),
     "psnr": (3, metrics.psnr),
     "ssim": (3, metrics.ssim),
     "occlusion_iou": (2, metrics.occlusion_iou),

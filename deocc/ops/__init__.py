@@ -16,11 +16,18 @@ from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
 from deocc.ops.contextual_attention import contextual_attention, contextual_attention_offsets
 from deocc.ops.info_nce import InfoNCE, KeyQueue, info_nce
+from deocc.ops.relational_distillation import (
+    RelationalDistillation,
+    relational_angle,
+    relational_distance,
+    relational_distillation,
+)
 
 __all__ = [
     "Backend",
     "InfoNCE",
     "KeyQueue",
+    "RelationalDistillation",
     "backends",
     "build_info",
     "composite",
@@ -28,4 +35,7 @@ __all__ = [
     "contextual_attention",
     "contextual_attention_offsets",
     "info_nce",
+    "relational_angle",
+    "relational_distance",
+    "relational_distillation",
 ]

@@ -85,11 +85,13 @@ class Operator:
         name: of the public function, and the stem of all its files.
         gpu: ``"cuda"`` or ``"triton"``, whichever measured faster; None when it never runs there.
         arrays: it works on NumPy arrays, and so is no torch operator.
+        kernel: what computes it, and has the files' stem, when that is not of its own name.
     """
 
     name: str
     gpu: Literal["cuda", "triton"] | None = "cuda"
     arrays: bool = False
+    kernel: str = ""
 
     def __post_init__(self) -> None:
         _OPERATORS[self.name] = self
@@ -136,7 +138,9 @@ class Operator:
         """Why no kernel computes on this kind of device; empty when one does."""
         if self.arrays:
             return "" if compiled else _missing()
-        if device == "meta" or torch._C._dispatch_has_kernel_for_dispatch_key(f"deocc::{self.name}", device.upper()):
+        if device == "meta" or torch._C._dispatch_has_kernel_for_dispatch_key(
+            f"deocc::{self.kernel or self.name}", device.upper()
+        ):
             return ""
         if device not in ("cpu", "cuda"):
             return f"there are no kernels for {device}"
