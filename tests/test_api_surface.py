@@ -32,8 +32,8 @@ SURFACE = {
     "deocc.metrics": "occlusion_iou psnr ssim",
     "deocc.occlude": "Occlusion fingerprint kinds occlude",
     "deocc.ops": (
-        "Backend InfoNCE KeyQueue backends build_info composite composite_uint8 contextual_attention "
-        "contextual_attention_offsets info_nce"
+        "Backend DomainCenters InfoNCE KeyQueue backends build_info composite composite_uint8 contextual_attention "
+        "contextual_attention_offsets domain_constrained_ranking info_nce"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",
     "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",

@@ -70,9 +70,7 @@ def domain_constrained_ranking(
 
     # Eq. 9, from image i to a centre.
     if everywhere:
-        to_centers = torch.where(
-            domains[:, None], _distance(features, centers[1]), _distance(features, centers[0])
-        )
+        to_centers = torch.where(domains[:, None], _distance(features, centers[1]), _distance(features, centers[0]))
         other = torch.arange(centers.shape[1], device=labels.device) != labels[:, None]
         inter, found = _nearest(to_centers, known[domain] & other)
     else:
