@@ -378,17 +378,16 @@ class Ranking {
         own_[side.images[c]] = square_distance(centers + r * step, feature(side.images[c]), n_.dim);
       }
       const T limit = least_of_row(score, side.above.get(), above[r], side.images.size());
-      const int64_t contenders = contend<true>(score, side.below.get(), below[r], &limit, columns, found);
+      const int64_t contenders = contend<true>(score, side, below[r], &limit, found);
       for (int64_t f = 0; f < contenders; ++f) {
         const int64_t c = found[f];
-        if (c >= static_cast<int64_t>(side.images.size()) || group_[side.images[c]] == tile[r].group) continue;
+        if (group_[side.images[c]] == tile[r].group) continue;
         group.image.offer(square_distance(centers + r * step, feature(side.images[c]), n_.dim), c);
       }
     }
     least_of_columns(scores, side.above.get(), above, limits, rows, columns);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t contenders =
-          contend<false>(scores + r * columns, side.below.get(), below[r], limits, columns, found);
+      const int64_t contenders = contend<false>(scores + r * columns, side, below[r], limits, found);
       for (int64_t f = 0; f < contenders; ++f) {
         const int64_t c = found[f];
         if (group_[side.images[c]] == tile[r].group || std::isnan(nearest[c].square)) continue;
@@ -436,9 +435,11 @@ class Ranking {
     });
   }
 
-  // The columns whose lower bounds are not above the limit, one for all or one for each, and those with NaN.
+  // The images whose lower bounds are not above the limit, one for all or one for each, and those with NaN.
   template <bool one>
-  static int64_t contend(const T* score, const T* below, T center, const T* limits, int64_t columns, int64_t* found) {
+  static int64_t contend(const T* score, const Side<T>& side, T center, const T* limits, int64_t* found) {
+    const T* below = side.below.get();
+    const int64_t images = side.images.size();
     int64_t count = 0;
     by_width<T>([&](auto vector) DEOCC_BODY {
       using V = decltype(vector);
@@ -449,11 +450,11 @@ class Ranking {
         return (Words)(V::load(below + c) + center - V::load(score + c) * T(2) > limit);
       };
       Words all = ~Words{};
-      for (int64_t c = 0; c < columns; c += V::lanes) all &= inside(c);
+      for (int64_t c = 0; c < side.columns; c += V::lanes) all &= inside(c);
       int64_t outside = -1;
       for (int w = 0; w < W::lanes; ++w) outside &= all[w];
       if (outside == -1) return;
-      for (int64_t c = 0; c < columns; ++c) {
+      for (int64_t c = 0; c < images; ++c) {
         const T limit = limits[one ? 0 : c];
         found[count] = c;
         count += !(below[c] + center - score[c] * T(2) > limit);

@@ -102,7 +102,7 @@ def update(
     wide = torch.promote_types(centers.dtype, torch.float32)
     centers, known = centers.clone(), known.clone()
     for domain in (0, 1):
-        for label in labels[domains == domain].unique().tolist():
+        for label in sorted(set(labels[domains == domain].tolist())):
             mean = features[(domains == domain) & (labels == label)].to(wide).mean(dim=0)
             before = centers[domain, label].to(wide)
             after = momentum * before + (1 - momentum) * mean if known[domain, label] else mean
