@@ -74,7 +74,7 @@ def domain_constrained_ranking(
             the values of labels instead, and raise a RuntimeError; every domain but 0 is masked there.
     """
     for name, value in (("margin_single", margin_single), ("margin_cross", margin_cross), ("cross", cross)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise InputError(f"{_NAME}: {name} must be a finite number of at least 0, got {value!r}")
     if not isinstance(negatives, str) or negatives not in ("batch", "all"):
         raise InputError(f"{_NAME}: negatives must be 'batch' or 'all', got {negatives!r}")

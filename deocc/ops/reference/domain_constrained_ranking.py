@@ -63,23 +63,23 @@ def domain_constrained_ranking(
 
     # Eq. 8, [i, j]: from the centre of image i's identity and domain to image j.
     own, own_known = centers[domain, labels], known[domain, labels]
-    to_images = _distance(own, features)
-    intra = to_images.diagonal()
-    inter, found = _nearest(to_images, same_domain & ~same_identity)
-    single = _ranking(intra, inter, margin_single, own_known & found)
+    to_images = _distances(own, features)
+    image, found = _least(to_images, same_domain & ~same_identity)
+    single = _ranking(_norm(own - features), _norm(own - features[image]), margin_single, own_known & found)
 
     # Eq. 9, from image i to a centre.
     if everywhere:
-        to_centers = torch.where(domains[:, None], _distance(features, centers[1]), _distance(features, centers[0]))
+        to_centers = [_distances(features, of_domain) for of_domain in centers]
         other = torch.arange(centers.shape[1], device=labels.device) != labels[:, None]
-        inter, found = _nearest(to_centers, known[domain] & other)
+        center, found = _least(torch.where(domains[:, None], to_centers[1], to_centers[0]), known[domain] & other)
+        nearest = centers[domain, center]
     else:
-        inter, found = _nearest(to_images.T, same_domain & ~same_identity & own_known)
+        image, found = _least(to_images.T, same_domain & ~same_identity & own_known)
+        nearest = own[image]
 
-    # Eq. 10, [i, j]: from image i to image j.
-    between = _distance(features, features)
-    negated, paired = _nearest(-between, same_identity & ~same_domain)
-    crossed = _ranking(-negated, inter, margin_cross, paired & found)
+    # Eq. 10, [i, j]: from image i to image j; the largest is the least of what is negated.
+    partner, paired = _least(-_distances(features, features), same_identity & ~same_domain)
+    crossed = _ranking(_norm(features - features[partner]), _norm(features - nearest), margin_cross, paired & found)
 
     return (single + cross * crossed).mean().to(dtype)  # eq. 11
 
@@ -111,15 +111,19 @@ def update(
     return centers, known
 
 
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """Euclidean distances of rows, from their differences: (A, D), (B, D) -> (A, B)."""
+@torch.no_grad()
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    """From each row to each other one, (A, D), (B, D) -> (A, B), to choose from; from their differences."""
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _nearest(distance: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The least of each row where ``allowed``, the first of equals, and whether there is one."""
-    masked = distance.masked_fill(~allowed, torch.inf)
-    return masked.gather(1, masked.argmin(dim=1, keepdim=True))[:, 0], allowed.any(dim=1)
+def _least(distances: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the least of each row is among those ``allowed``, the first of equals, and whether there is one."""
+    return distances.masked_fill(~allowed, torch.inf).argmin(dim=1), allowed.any(dim=1)
+
+
+def _norm(difference: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(difference, dim=1)
 
 
 def _ranking(positive: Tensor, negative: Tensor, margin: float, exists: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def _inputs(
     unknown: float = 0.0,
     spread: float = 0.8,
 ) -> Callable[[torch.Generator], tuple[Tensor, ...]]:
-    """Images of ``present`` identities around their centres; a part of the centres is unknown, and holds NaN."""
+    """Images of ``present`` identities around their centres; a part of the centres is unknown, and far off."""
 
     def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
         centers = normalize(torch.randn(2, identities, dim, generator=generator, dtype=torch.float64), dim=2)
@@ -35,9 +35,11 @@ def _inputs(
         if domains != "both":
             masked = torch.full_like(masked, int(domains == "masked"))
         noise = torch.randn(count, dim, generator=generator, dtype=torch.float64) * dim**-0.5
-        features = normalize(centers[masked, labels] + spread * noise, dim=1)
+        features = centers[masked, labels] + spread * noise
+        if dim > 1:
+            features = normalize(features, dim=1)
         known = torch.rand(2, identities, generator=generator, dtype=torch.float64) >= unknown
-        return features, labels, masked, centers.masked_fill(~known[:, :, None], torch.nan), known
+        return features, labels, masked, centers.masked_fill(~known[:, :, None], 100), known
 
     return draw
 
