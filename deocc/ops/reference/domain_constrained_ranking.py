@@ -65,7 +65,9 @@ def domain_constrained_ranking(
     own, own_known = centers[domain, labels], known[domain, labels]
     to_images = _distances(own, features)
     image, found = _least(to_images, same_domain & ~same_identity)
-    single = _ranking(_norm(own - features), _norm(own - features[image]), margin_single, own_known & found)
+    single = _ranking(
+        _norm(own - features), _norm(own - features.index_select(0, image)), margin_single, own_known & found
+    )
 
     # Eq. 9, from image i to a centre.
     if everywhere:
@@ -79,7 +81,9 @@ def domain_constrained_ranking(
 
     # Eq. 10, [i, j]: from image i to image j; the largest is the least of what is negated.
     partner, paired = _least(-_distances(features, features), same_identity & ~same_domain)
-    crossed = _ranking(_norm(features - features[partner]), _norm(features - nearest), margin_cross, paired & found)
+    crossed = _ranking(
+        _norm(features - features.index_select(0, partner)), _norm(features - nearest), margin_cross, paired & found
+    )
 
     return (single + cross * crossed).mean().to(dtype)  # eq. 11
 
@@ -123,7 +127,8 @@ def _least(distances: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norm(difference: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(difference, dim=1)
+    norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
+    return norm
 
 
 def _ranking(positive: Tensor, negative: Tensor, margin: float, exists: Tensor) -> Tensor:
