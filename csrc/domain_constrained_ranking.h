@@ -16,7 +16,8 @@
 // A part without its centre, or with nothing to take the minimum or maximum over, is 0. Of equals the first one counts:
 // in the order of the images or, everywhere, of the identities. Without images the loss is 0.
 //
-// Results: the loss, and its derivative by features, (N, D), in the dtype that is computed in. Nothing flows to centers.
+// Results: the loss, and its derivative by features, (N, D), in the dtype that is computed in, or (0, D) if that is not
+// wanted. Nothing flows to centers.
 // domain_constrained_ranking_backward: gradient () of the loss times that.
 //
 // Half precision is computed in float and rounded once.

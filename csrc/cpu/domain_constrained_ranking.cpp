@@ -15,6 +15,7 @@
 #include <numeric>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "gemm.h"
@@ -45,7 +46,8 @@ Buffer<T> allocate(int64_t count) {
 
 // ---- Distances ----
 
-// Square of the distance between two rows.
+// Square of the distance between two rows. A difference in T is as good as one in double: where the two are close, and
+// digits would be missing, it is exact.
 template <class T>
 double square_distance(const T* one, const T* other, int64_t dim) {
   double result = 0;
@@ -58,8 +60,8 @@ double square_distance(const T* one, const T* other, int64_t dim) {
     for (; k + 4 * V::lanes <= dim; k += 4 * V::lanes) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
-        const Vec difference = __builtin_convertvector(N::load(one + k + u * V::lanes), Vec) -
-                               __builtin_convertvector(N::load(other + k + u * V::lanes), Vec);
+        const Vec difference =
+            __builtin_convertvector(N::load(one + k + u * V::lanes) - N::load(other + k + u * V::lanes), Vec);
         sum[u] += difference * difference;
       }
     }
@@ -67,7 +69,7 @@ double square_distance(const T* one, const T* other, int64_t dim) {
     double total = 0;
     for (int lane = 0; lane < V::lanes; ++lane) total += all[lane];
     for (; k < dim; ++k) {
-      const double difference = static_cast<double>(one[k]) - static_cast<double>(other[k]);
+      const double difference = one[k] - other[k];
       total += difference * difference;
     }
     result = total;
@@ -97,6 +99,28 @@ T square_length(const T* row, int64_t dim) {
     result = total;
   });
   return result;
+}
+
+// Rows of V::lanes values each to columns: block[i][j] becomes block[j][i], a square of half the size at a time.
+template <class V>
+DEOCC_INLINE void transpose(typename V::type (&block)[V::lanes]) {
+  using T = typename V::Element;
+  using Index = Vector<std::conditional_t<sizeof(T) == 8, int64_t, int32_t>, V::lanes * sizeof(T)>;
+#pragma GCC unroll 4
+  for (int half = V::lanes / 2; half > 0; half /= 2) {
+    typename Index::type first, second;
+    for (int lane = 0; lane < V::lanes; ++lane) {
+      first[lane] = lane & half ? V::lanes + lane - half : lane;
+      second[lane] = lane & half ? V::lanes + lane : lane + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < V::lanes; ++i) {
+      if (i & half) continue;
+      const typename V::type a = block[i], b = block[i + half];
+      block[i] = __builtin_shuffle(a, b, first);
+      block[i + half] = __builtin_shuffle(a, b, second);
+    }
+  }
 }
 
 // How far |a|^2 + |b|^2 - 2 a.b, computed in T, lies from the square of the distance, at most:
@@ -142,7 +166,11 @@ class Rows {
       direct_ = std::is_same_v<S, T> && (step_ == 1 || length == 1);
       convert_ = [](const void* data, int64_t offset, int64_t step, int64_t count, T* to) {
         const S* from = static_cast<const S*>(data) + offset;
-        for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k * step]);
+        if (step == 1) {
+          for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k]);
+        } else {
+          for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k * step]);
+        }
       };
     });
   }
@@ -222,12 +250,12 @@ class Ranking {
     for (const bool masked : {false, true}) pack(sides_[masked]);
   }
 
-  // The loss; writes its derivative by the features.
+  // The loss; writes its derivative by the features, unless there is no room for it.
   double run(double margin_single, double margin_cross, double cross, T* by_features) {
     search_centers();
     for (const Group& full : sides_[0].groups) pair(full);
     const double loss = add_up(margin_single, margin_cross, cross);
-    differentiate(by_features);
+    if (by_features) differentiate(by_features);
     return loss;
   }
 
@@ -277,20 +305,31 @@ class Ranking {
   void pack(Side<T>& side) const {
     const int64_t count = side.images.size();
     side.columns = padded(count);
+    if (!count) return;
     side.panels = allocate<T>((side.columns + kPanel - 1) / kPanel * kPanel * n_.dim);
     side.below = allocate<T>(side.columns);
     side.above = allocate<T>(side.columns);
-    for (int64_t first = 0; first < side.columns; first += kPanel) {
-      T* panel = side.panels.get() + first * n_.dim;
-      for (int64_t c = 0; c < std::min(kPanel, side.columns - first); ++c) {
-        if (first + c < count) {
-          const T* from = feature(side.images[first + c]);
-          for (int64_t k = 0; k < n_.dim; ++k) panel[k * kPanel + c] = from[k];
-        } else {
-          for (int64_t k = 0; k < n_.dim; ++k) panel[k * kPanel + c] = T(0);
+    by_width<T>([&](auto vector) DEOCC_BODY {
+      using V = decltype(vector);
+      const T* from[V::lanes];
+      for (int64_t first = 0; first < side.columns; first += V::lanes) {
+        T* to = side.panels.get() + first / kPanel * kPanel * n_.dim + first % kPanel;
+        // The last image stands in where there is none; nobody looks at those columns.
+        for (int64_t c = 0; c < V::lanes; ++c) from[c] = feature(side.images[std::min(first + c, count - 1)]);
+        int64_t k = 0;
+        for (; k + V::lanes <= n_.dim; k += V::lanes) {
+          typename V::type block[V::lanes];
+#pragma GCC unroll 16
+          for (int c = 0; c < V::lanes; ++c) block[c] = V::load(from[c] + k);
+          transpose<V>(block);
+#pragma GCC unroll 16
+          for (int c = 0; c < V::lanes; ++c) V::store(to + (k + c) * kPanel, block[c]);
+        }
+        for (; k < n_.dim; ++k) {
+          for (int64_t c = 0; c < V::lanes; ++c) to[k * kPanel + c] = from[c][k];
         }
       }
-    }
+    });
     for (int64_t c = 0; c < side.columns; ++c) {
       const T square = c < count ? square_length(feature(side.images[c]), n_.dim) : T(0);
       side.below[c] = rounding_.below(square);
@@ -514,30 +553,53 @@ class Ranking {
   }
 
   void differentiate(T* by_features) {
-    std::stable_sort(terms_.begin(), terms_.end(), [](const Term& a, const Term& b) { return a.image < b.image; });
+    std::vector<int64_t> first(n_.images + 1);
+    for (const Term& term : terms_) ++first[term.image + 1];
+    for (int64_t i = 0; i < n_.images; ++i) first[i + 1] += first[i];
+    std::vector<const Term*> terms(terms_.size());
+    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    for (const Term& term : terms_) terms[next[term.image]++] = &term;
     const int64_t grain = std::max<int64_t>(kPerThread / (16 * n_.dim), 1);
     torch::stable::parallel_for(0, n_.images, grain, [&](int64_t begin, int64_t end) {
-      const Buffer<T> scratch = allocate<T>(n_.dim);
-      auto term = std::lower_bound(terms_.begin(), terms_.end(), begin,
-                                   [](const Term& a, int64_t image) { return a.image < image; });
-      std::fill_n(by_features + begin * n_.dim, (end - begin) * n_.dim, T(0));
-      for (; term != terms_.end() && term->image < end; ++term) {
-        const T* other = term->center
-                             ? centers_.read(offset(domains_[term->image], term->other), scratch.get())
-                             : feature(term->other);
-        add_difference(feature(term->image), other, static_cast<T>(term->factor), by_features + term->image * n_.dim);
+      std::vector<T> copies;
+      std::vector<std::pair<const T*, T>> parts;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t count = first[i + 1] - first[i];
+        if (!centers_.direct()) copies.resize(std::max<size_t>(copies.size(), count * n_.dim));
+        parts.clear();
+        for (int64_t t = 0; t < count; ++t) {
+          const Term& term = *terms[first[i] + t];
+          const T* other = term.center ? centers_.read(offset(domains_[i], term.other), copies.data() + t * n_.dim)
+                                       : feature(term.other);
+          parts.push_back({other, static_cast<T>(term.factor)});
+        }
+        add_differences(feature(i), parts, by_features + i * n_.dim);
       }
     });
   }
 
-  void add_difference(const T* one, const T* other, T factor, T* to) const {
+  // to = sum of factor * (one - other)
+  void add_differences(const T* one, const std::vector<std::pair<const T*, T>>& others, T* to) const {
     by_width<T>([&](auto vector) DEOCC_BODY {
       using V = decltype(vector);
+      constexpr int together = 4;
       int64_t k = 0;
-      for (; k + V::lanes <= n_.dim; k += V::lanes) {
-        V::store(to + k, V::load(to + k) + (V::load(one + k) - V::load(other + k)) * factor);
+      for (; k + together * V::lanes <= n_.dim; k += together * V::lanes) {
+        typename V::type from[together], sum[together] = {};
+#pragma GCC unroll 4
+        for (int v = 0; v < together; ++v) from[v] = V::load(one + k + v * V::lanes);
+        for (const auto& [other, factor] : others) {
+#pragma GCC unroll 4
+          for (int v = 0; v < together; ++v) sum[v] += (from[v] - V::load(other + k + v * V::lanes)) * factor;
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < together; ++v) V::store(to + k + v * V::lanes, sum[v]);
       }
-      for (; k < n_.dim; ++k) to[k] += (one[k] - other[k]) * factor;
+      for (; k < n_.dim; ++k) {
+        T sum = 0;
+        for (const auto& [other, factor] : others) sum += (one[k] - other[k]) * factor;
+        to[k] = sum;
+      }
     });
   }
 
@@ -564,21 +626,22 @@ class Ranking {
 std::tuple<Tensor, Tensor> domain_constrained_ranking(const Tensor& features, const Tensor& labels_,
                                                       const Tensor& domains_, const Tensor& centers,
                                                       const Tensor& known_, double margin_single, double margin_cross,
-                                                      double cross, bool everywhere) {
+                                                      double cross, bool everywhere, bool derivative) {
   const RankingSizes sizes = ranking_sizes(features, labels_, domains_, centers, known_);
   const Tensor labels = torch::stable::contiguous(labels_), domains = torch::stable::contiguous(domains_);
   const Tensor known = torch::stable::contiguous(known_);
   const ScalarType wide = features.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const Tensor loss = empty(features, torch::headeronly::IntHeaderOnlyArrayRef());
   const Tensor by_features =
-      torch::stable::empty({sizes.images, sizes.dim}, wide, std::nullopt, features.device());
+      torch::stable::empty({derivative ? sizes.images : 0, sizes.dim}, wide, std::nullopt, features.device());
   for_dtype(features.scalar_type(), "domain_constrained_ranking", [&](auto zero) {
     using S = decltype(zero);
     using T = typename Compute<S>::type;
     double value = 0;
     if (sizes.images) {
       Ranking<S> ranking(sizes, features, labels, domains, centers, known, everywhere);
-      value = ranking.run(margin_single, margin_cross, cross, static_cast<T*>(by_features.mutable_data_ptr()));
+      value = ranking.run(margin_single, margin_cross, cross,
+                          derivative ? static_cast<T*>(by_features.mutable_data_ptr()) : nullptr);
     }
     *static_cast<S*>(loss.mutable_data_ptr()) = static_cast<S>(static_cast<T>(value));
   });

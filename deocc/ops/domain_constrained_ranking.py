@@ -94,7 +94,10 @@ def domain_constrained_ranking(
     options = (float(margin_single), float(margin_cross), float(cross), negatives == "all")
     if _OPERATOR.uses_reference(features.device.type):
         return reference.domain_constrained_ranking(features, labels, masked, centers, known, *options)
-    loss, _ = torch.ops.deocc.domain_constrained_ranking(features, labels, masked, centers.detach(), known, *options)
+    derivative = torch.is_grad_enabled() and features.requires_grad
+    loss, _ = torch.ops.deocc.domain_constrained_ranking(
+        features, labels, masked, centers.detach(), known, *options, derivative
+    )
     return loss  # type: ignore[no-any-return]
 
 
@@ -246,9 +249,11 @@ def _fake(
     margin_cross: float,
     cross: float,
     everywhere: bool,
+    derivative: bool,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(features.dtype, torch.float32)
-    return features.new_empty(()), features.new_empty(features.shape, dtype=wide)
+    shape = (features.shape[0] if derivative else 0, features.shape[1])
+    return features.new_empty(()), features.new_empty(shape, dtype=wide)
 
 
 def _fake_backward(gradient: Tensor, by_features: Tensor) -> Tensor:
@@ -260,17 +265,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(by_features)
     # The derivative, and not the inputs: the centres may have been updated before it is asked for.
     ctx.save_for_backward(by_features)
-    ctx.dtype = inputs[0].dtype
+    ctx.dtype, ctx.derivative = inputs[0].dtype, inputs[-1]
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    if not ctx.derivative:
+        raise RuntimeError("torch.ops.deocc.domain_constrained_ranking was called with derivative=False")
     by_features = torch.ops.deocc.domain_constrained_ranking_backward(gradient, *ctx.saved_tensors)
-    return by_features.to(ctx.dtype), *[None] * 8
+    return by_features.to(ctx.dtype), *[None] * 9
 
 
 _OPERATOR.define(
     "domain_constrained_ranking(Tensor features, Tensor labels, Tensor domains, Tensor centers, Tensor known,"
-    " float margin_single, float margin_cross, float cross, bool everywhere) -> (Tensor, Tensor)",
+    " float margin_single, float margin_cross, float cross, bool everywhere, bool derivative) -> (Tensor, Tensor)",
     _fake,
 )
 _OPERATOR.define("domain_constrained_ranking_backward(Tensor gradient, Tensor by_features) -> Tensor", _fake_backward)

@@ -286,20 +286,23 @@ for name in ("smoke", "unknown", "unknown-all", "nothing-known", "one-image", "n
     everywhere = spec.case(name).options.get("negatives") == "all"
     features.requires_grad_()
     wanted = spec.reference(features, labels, domains, *centers, **spec.case(name).options)
-    given = features.detach(), labels, domains != 0, *centers, 0.7, 0.5, 0.75, everywhere
+    given = features.detach(), labels, domains != 0, *centers, 0.7, 0.5, 0.75, everywhere, True
     got, gradient = kernel.domain_constrained_ranking(*given)
     torch.testing.assert_close(got, wanted.detach())
     torch.testing.assert_close(gradient, *torch.autograd.grad(wanted, features))
     twice = kernel.domain_constrained_ranking_backward(torch.tensor(2.0), gradient)
     torch.testing.assert_close(twice, 2 * gradient)
 features, labels, domains, centers, known = spec.case("smoke").draw(dtype=torch.bfloat16)
-got, gradient = kernel.domain_constrained_ranking(features, labels, domains != 0, centers, known, 0.7, 0.5, 0.75, True)
+options = 0.7, 0.5, 0.75, True, True
+got, gradient = kernel.domain_constrained_ranking(features, labels, domains != 0, centers, known, *options)
 assert got.dtype == torch.bfloat16 and gradient.dtype == torch.float32
 features[5, 3] = torch.nan
-got, _ = kernel.domain_constrained_ranking(features, labels, domains != 0, centers, known, 0.7, 0.5, 0.75, True)
+got, gradient = kernel.domain_constrained_ranking(features, labels, domains != 0, centers, known, *options[:4], False)
+assert gradient.shape == (0, 9)
 assert got.isnan()
-same = torch.ones(24, 7), torch.arange(24) % 3, torch.arange(24) // 3 % 2 == 1, torch.ones(2, 3, 7)
-got, gradient = kernel.domain_constrained_ranking(*same, torch.ones(2, 3, dtype=torch.bool), 0.7, 0.5, 0.75, False)
+images = torch.ones(24, 7), torch.arange(24) % 3, torch.arange(24) // 3 % 2 == 1
+centers = torch.ones(2, 3, 7), torch.ones(2, 3, dtype=torch.bool)
+got, gradient = kernel.domain_constrained_ranking(*images, *centers, 0.7, 0.5, 0.75, False, True)
 torch.testing.assert_close(got, torch.tensor(0.7 + 0.75 * 0.5))
 assert not gradient.any()
 """

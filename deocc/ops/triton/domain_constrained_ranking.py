@@ -136,12 +136,13 @@ def domain_constrained_ranking(
     margin_cross: float,
     cross: float,
     everywhere: bool,
+    derivative: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of :func:`deocc.ops.domain_constrained_ranking`, and its derivative by the features."""
+    """The loss of :func:`deocc.ops.domain_constrained_ranking`, and its derivative by the features when asked for."""
     count, identities = len(features), centers.shape[1]
     wide = torch.promote_types(features.dtype, torch.float32)
     if not count:
-        return features.new_zeros(()), features.new_zeros(features.shape, dtype=wide)
+        return features.new_zeros(()), features.new_empty(features.shape, dtype=wide)
     torch._assert_async(
         ((labels >= 0) & (labels < identities)).all(), "domain_constrained_ranking: labels out of range"
     )
@@ -180,6 +181,9 @@ def domain_constrained_ranking(
     crossed, paired, apart = rank(
         rows - rows[partner], rows - negative, margin_cross, has_partner & has_center, weight * cross
     )
+    loss = (single.sum() + crossed.sum()).to(features.dtype)
+    if not derivative:
+        return loss, features.new_empty((0, features.shape[1]), dtype=wide)
     by_features = near[:, None] * (rows - own)
     by_features -= (apart[:, None] * (rows - negative)).masked_fill(~has_center[:, None], 0)
     # What is not finite has its part in the slopes; in a product it would spread to images that have none in it.
@@ -190,7 +194,7 @@ def domain_constrained_ranking(
     from_image = torch.where(image == every[:, None], far, 0)
     by_features += to_partner.sum(dim=1, keepdim=True) * rows - to_partner @ rows
     by_features -= from_image.sum(dim=1, keepdim=True) * rows - from_image @ own
-    return (single.sum() + crossed.sum()).to(features.dtype), by_features.to(wide)
+    return loss, by_features.to(wide)
 
 
 def domain_constrained_ranking_backward(gradient: Tensor, by_features: Tensor) -> Tensor:
