@@ -165,9 +165,12 @@ class Rows {
       using S = decltype(zero);
       direct_ = std::is_same_v<S, T> && (step_ == 1 || length == 1);
       convert_ = [](const void* data, int64_t offset, int64_t step, int64_t count, T* to) {
-        const S* from = static_cast<const S*>(data) + offset;
+        const S* __restrict from = static_cast<const S*>(data) + offset;
         if (step == 1) {
-          for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k]);
+          T* __restrict out = to;
+          by_width<T>([&](auto) DEOCC_BODY {
+            for (int64_t k = 0; k < count; ++k) out[k] = static_cast<T>(from[k]);
+          });
         } else {
           for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k * step]);
         }
