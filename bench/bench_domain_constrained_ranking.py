@@ -25,7 +25,8 @@ def inputs_of(
     identities: int, device: str, dtype: torch.dtype, count: int = 192, present: int = 32, dim: int = 512
 ) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    centers = normalize(torch.randn(2, identities, dim, generator=generator), dim=2)
+    centers = torch.randn(2, identities, dim, generator=generator)
+    centers /= centers.norm(dim=2, keepdim=True)  # in place: what is measured must not hide under a former peak
     labels = torch.randperm(identities, generator=generator)[:present].repeat_interleave(count // present)
     domains = torch.randint(2, labels.shape, generator=generator)
     noise = torch.randn(len(labels), dim, generator=generator) * dim**-0.5
