@@ -45,6 +45,7 @@ inline RankingSizes ranking_sizes(const Tensor& features, const Tensor& labels, 
   STD_TORCH_CHECK(centers.size(0) == 2 && centers.size(2) == features.size(1),
                   "domain_constrained_ranking: centers must have shape (2, identities, ", features.size(1), "), got (",
                   centers.size(0), ", ", centers.size(1), ", ", centers.size(2), ")");
+  STD_TORCH_CHECK(features.size(1) > 0, "domain_constrained_ranking: features must have at least one dimension");
   STD_TORCH_CHECK(known.size(0) == 2 && known.size(1) == centers.size(1),
                   "domain_constrained_ranking: known must have shape (2, ", centers.size(1), "), got (", known.size(0),
                   ", ", known.size(1), ")");

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from deocc.errors import InputError
 from deocc.ops import DomainCenters, backends, domain_constrained_ranking
 from deocc.ops.reference import domain_constrained_ranking as reference
-from deocc.testing.operators import SPECS, use_backend
+from deocc.testing.operators import DTYPES, SPECS, use_backend
 
 SPEC = SPECS["domain_constrained_ranking"]
 BACKENDS = [name for name, state in backends("domain_constrained_ranking").items() if state.available]
@@ -307,6 +310,40 @@ torch.testing.assert_close(got, torch.tensor(0.7 + 0.75 * 0.5))
 assert not gradient.any()
 """
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+
+
+SHAPES = st.sampled_from([(), (0,), (4,), (0, 5), (4, 5), (4, 0), (2, 3), (2, 3, 5), (2, 0, 5), (2, 3, 0), (3, 3, 5)])
+ANY_DTYPE = st.sampled_from([*DTYPES, torch.uint8, torch.int64, torch.bool, torch.complex64])
+WANTED = [
+    ((4, 5), torch.float32),
+    ((4,), torch.int64),
+    ((4,), torch.bool),
+    ((2, 3, 5), torch.float32),
+    ((2, 3), torch.bool),
+]
+
+
+@given(st.lists(st.none() | st.tuples(SHAPES, ANY_DTYPE), min_size=5, max_size=5), st.integers(-1, 4))
+@settings(max_examples=300, deadline=None)
+def test_nothing_crashes_the_interpreter(drawn: list[tuple[tuple[int, ...], torch.dtype] | None], value: int) -> None:
+    """The kernels check for themselves: each input as it should be or anything else."""
+    chosen = [one or other for one, other in zip(drawn, WANTED, strict=True)]
+    tensors = [torch.full(shape, value, dtype=torch.int64).to(dtype) for shape, dtype in chosen]
+    for everywhere in (False, True):
+        with contextlib.suppress(RuntimeError):
+            torch.ops.deocc.domain_constrained_ranking(*tensors, 0.7, 0.5, 0.75, everywhere, True)
+    with contextlib.suppress(RuntimeError):
+        torch.ops.deocc.domain_constrained_ranking_backward(tensors[1], tensors[0])
+
+
+def test_export() -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, features: Tensor, labels: Tensor, domains: Tensor, centers: Tensor) -> Tensor:
+            return domain_constrained_ranking(features, labels, domains, centers)
+
+    inputs = SPEC.case("smoke").draw(dtype=torch.float32)[:4]
+    program = torch.export.export(Loss(), inputs)
+    assert torch.equal(program.module()(*inputs), domain_constrained_ranking(*inputs))
 
 
 def batch(count: int = 4) -> dict[str, object]:
