@@ -32,9 +32,9 @@ SURFACE = {
     "deocc.metrics": "occlusion_iou psnr ssim",
     "deocc.occlude": "Occlusion fingerprint kinds occlude",
     "deocc.ops": (
-        "Backend InfoNCE KeyQueue RelationalDistillation backends build_info composite composite_uint8 "
-        "contextual_attention contextual_attention_offsets info_nce relational_angle relational_distance "
-        "relational_distillation"
+        "Backend DomainCenters InfoNCE KeyQueue RelationalDistillation backends build_info composite "
+        "composite_uint8 contextual_attention contextual_attention_offsets domain_constrained_ranking info_nce "
+        "relational_angle relational_distance relational_distillation"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",
     "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",

@@ -391,6 +391,8 @@ FUNCTIONS = {
     "ops.info_nce": (3, ops.info_nce),
     "ops.KeyQueue.enqueue": (1, ops.KeyQueue(3, 2).enqueue),
     "ops.relational_distillation": (2, ops.relational_distillation),
+    "ops.domain_constrained_ranking": (5, ops.domain_constrained_ranking),
+    "ops.DomainCenters.update": (3, ops.DomainCenters(3, 5).update),
     "psnr": (3, metrics.psnr),
     "ssim": (3, metrics.ssim),
     "occlusion_iou": (2, metrics.occlusion_iou),

@@ -15,6 +15,7 @@ A graph made by ``torch.compile`` keeps what was decided while it was traced.
 from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
 from deocc.ops.contextual_attention import contextual_attention, contextual_attention_offsets
+from deocc.ops.domain_constrained_ranking import DomainCenters, domain_constrained_ranking
 from deocc.ops.info_nce import InfoNCE, KeyQueue, info_nce
 from deocc.ops.relational_distillation import (
     RelationalDistillation,
@@ -25,6 +26,7 @@ from deocc.ops.relational_distillation import (
 
 __all__ = [
     "Backend",
+    "DomainCenters",
     "InfoNCE",
     "KeyQueue",
     "RelationalDistillation",
@@ -34,6 +36,7 @@ __all__ = [
     "composite_uint8",
     "contextual_attention",
     "contextual_attention_offsets",
+    "domain_constrained_ranking",
     "info_nce",
     "relational_angle",
     "relational_distance",

@@ -26,7 +26,13 @@ from torch import Tensor
 
 from deocc import ops
 from deocc.errors import UsageError
-from deocc.testing.cases import composite, contextual_attention, info_nce, relational_distillation
+from deocc.testing.cases import (
+    composite,
+    contextual_attention,
+    domain_constrained_ranking,
+    info_nce,
+    relational_distillation,
+)
 from deocc.testing.spec import DTYPES, Case, Spec
 
 __all__ = ["DTYPES", "SPECS", "Case", "OperatorCheck", "OperatorError", "Spec", "operator_checks", "use_backend"]
@@ -156,7 +162,8 @@ def _values(spec: Spec, case: Case, dtype: torch.dtype, device: str) -> None:
     inputs = case.draw(device, dtype)
     copies = [value.clone() for value in inputs]
     got = _run(spec.function, spec, case, inputs, dtype)
-    wanted = _run(spec.reference, spec, case, [value.to("cpu", torch.float64) for value in inputs], dtype)
+    exact = [value.to("cpu", torch.float64 if value.is_floating_point() else value.dtype) for value in inputs]
+    wanted = _run(spec.reference, spec, case, exact, dtype)
     _close(spec, dtype, got, wanted, f"{case.name} in {dtype}")
     for index, value in zip((None, *spec.differentiable), got, strict=True):
         _require(value.dtype == dtype, f"{spec.name}: {dtype} inputs gave {value.dtype} for input {index}")
@@ -237,7 +244,13 @@ def _opcheck(spec: Spec, case: Case, device: str) -> None:
 
 SPECS: Mapping[str, Spec] = {
     spec.name: spec
-    for cases in (composite, contextual_attention, info_nce, relational_distillation)
+    for cases in (
+        composite,
+        contextual_attention,
+        domain_constrained_ranking,
+        info_nce,
+        relational_distillation,
+    )
     for spec in cases.SPECS
 }
 """Every operator's promises; those with a file of their own in deocc/testing/cases."""
