@@ -32,8 +32,9 @@ SURFACE = {
     "deocc.metrics": "occlusion_iou psnr ssim",
     "deocc.occlude": "Occlusion fingerprint kinds occlude",
     "deocc.ops": (
-        "Backend InfoNCE KeyQueue backends build_info composite composite_uint8 contextual_attention "
-        "contextual_attention_offsets info_nce"
+        "Backend DualAttentionFusion Fusion InfoNCE KeyQueue area_downsample attention_blend backends build_info "
+        "channel_attention_projection composite composite_uint8 contextual_attention contextual_attention_offsets "
+        "gated_projection info_nce"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",
     "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",

@@ -15,17 +15,31 @@ A graph made by ``torch.compile`` keeps what was decided while it was traced.
 from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
 from deocc.ops.contextual_attention import contextual_attention, contextual_attention_offsets
+from deocc.ops.dual_attention_fusion import (
+    DualAttentionFusion,
+    Fusion,
+    area_downsample,
+    attention_blend,
+    channel_attention_projection,
+    gated_projection,
+)
 from deocc.ops.info_nce import InfoNCE, KeyQueue, info_nce
 
 __all__ = [
     "Backend",
+    "DualAttentionFusion",
+    "Fusion",
+    "area_downsample",
+    "attention_blend",
     "InfoNCE",
     "KeyQueue",
     "backends",
     "build_info",
+    "channel_attention_projection",
     "composite",
     "composite_uint8",
     "contextual_attention",
     "contextual_attention_offsets",
+    "gated_projection",
     "info_nce",
 ]

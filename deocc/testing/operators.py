@@ -26,7 +26,7 @@ from torch import Tensor
 
 from deocc import ops
 from deocc.errors import UsageError
-from deocc.testing.cases import composite, contextual_attention, info_nce
+from deocc.testing.cases import composite, contextual_attention, dual_attention_fusion, info_nce
 from deocc.testing.spec import DTYPES, Case, Spec
 
 __all__ = ["DTYPES", "SPECS", "Case", "OperatorCheck", "OperatorError", "Spec", "operator_checks", "use_backend"]
@@ -236,6 +236,8 @@ def _opcheck(spec: Spec, case: Case, device: str) -> None:
 
 
 SPECS: Mapping[str, Spec] = {
-    spec.name: spec for cases in (composite, contextual_attention, info_nce) for spec in cases.SPECS
+    spec.name: spec
+    for cases in (composite, contextual_attention, dual_attention_fusion, info_nce)
+    for spec in cases.SPECS
 }
 """Every operator's promises; those with a file of their own in deocc/testing/cases."""
