@@ -23,6 +23,8 @@ constexpr int kRows = 4;                 // rows that are read together
 constexpr int kOutputs = 4;              // outputs that are summed up together
 constexpr int64_t kPerThread = 1 << 15;  // elements below which a second thread costs more than it saves
 
+constexpr int64_t kAhead = 8192;         // bytes: how far ahead of what is read in order memory is asked for more
+
 int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Tasks for one thread, when each of them touches `elements`.
@@ -41,6 +43,14 @@ DEOCC_INLINE void with_count(int64_t count, const Body& body) {
     default:
       return body(std::integral_constant<int, 4>());
   }
+}
+
+// Ask memory for elements that will be read soon: on its own, the processor stops at the end of each page, and that is
+// where the next row of pixels begins. There need not be any elements.
+template <class T>
+DEOCC_INLINE void expect(const T* from, int64_t count) {
+  const char* at = reinterpret_cast<const char*>(from);
+  for (int64_t k = 0; k < count * static_cast<int64_t>(sizeof(T)); k += 64) __builtin_prefetch(at + k);
 }
 
 // Elements in the type that they are computed in: where they are, or converted into the buffer.
@@ -210,7 +220,9 @@ void project(const ProjectionSizes& n, const T* features, const F* folded, const
             } else {
               for (int i = 0; i < outputs; ++i) std::fill_n(sums.data() + i * kChunk, count, bias[o + i]);
               by_rows(0, n.channels, [&](int64_t c, auto rows) DEOCC_BODY {
-                reader.template read<rows.value>(features + c * n.pixels + first, n.pixels, count);
+                const T* here = features + c * n.pixels + first;
+                for (int r = 0; r < rows && c + rows + r < n.channels; ++r) expect(here + (rows + r) * n.pixels, count);
+                reader.template read<rows.value>(here, n.pixels, count);
                 accumulate<V, outputs.value, rows.value>(reader.row, factors + c, n.channels, 1, sums.data(), kChunk,
                                                          count);
               });
@@ -523,24 +535,28 @@ Tensor area_downsample(const Tensor& image_, int64_t height, int64_t width) {
   for_dtype(image.scalar_type(), "area_downsample", [&](auto zero) {
     using T = decltype(zero);
     using F = typename Compute<T>::type;
+    const T* from = data_of<T>(image);
+    T* out_data = data_to<T>(out);
     const auto work = [&](int64_t begin, int64_t end) {
       by_width<F>([&](auto vector) DEOCC_BODY {
         using V = decltype(vector);
         Reader<T, F> reader;
         std::vector<F> sums(row);
-        const F ones[kRows] = {1, 1, 1, 1};
+        const F one = 1;
         for (int64_t task = begin; task < end; ++task) {
           const int64_t plane = task / height, y = task % height;
           const int64_t top = y * from_height / height, bottom = ((y + 1) * from_height + height - 1) / height;
           std::fill(sums.begin(), sums.end(), F(0));
-          by_rows(top, bottom, [&](int64_t at, auto rows) DEOCC_BODY {
+          for (int64_t at = top; at < bottom; ++at) {  // one by one: so everything is read in the order it lies in
             for (int64_t k = 0; k < row; k += kChunk) {
               const int64_t count = std::min(kChunk, row - k);
-              reader.template read<rows.value>(data_of<T>(image) + (plane * from_height + at) * row + k, row, count);
-              accumulate<V, 1, rows.value>(reader.row, ones, 0, 1, sums.data() + k, 0, count);
+              const T* here = from + (plane * from_height + at) * row + k;
+              expect(here + kAhead / sizeof(T), count);
+              reader.template read<1>(here, row, count);
+              accumulate<V, 1, 1>(reader.row, &one, 0, 0, sums.data() + k, 0, count);
             }
-          });
-          T* to = data_to<T>(out) + task * width * step;
+          }
+          T* to = out_data + task * width * step;
           const F rows = static_cast<F>(bottom - top);
           switch (factor) {
             case 1:
@@ -630,7 +646,7 @@ void for_vectors(const T* const (&from)[inputs], T* const (&to)[outputs], int64_
 
 Tensor attention_blend(const Tensor& logits_, const Tensor& restored_, const Tensor& known_) {
   check_blend(logits_, {&restored_, &known_});
-  const MemoryFormat format = format_of(logits_);
+  const MemoryFormat format = format_of(restored_);
   const Tensor logits = torch::stable::contiguous(logits_, format);
   const Tensor restored = torch::stable::contiguous(restored_, format);
   const Tensor known = torch::stable::contiguous(known_, format);
@@ -648,7 +664,7 @@ Tensor attention_blend(const Tensor& logits_, const Tensor& restored_, const Ten
 std::tuple<Tensor, Tensor, Tensor> attention_blend_backward(const Tensor& gradient_, const Tensor& logits_,
                                                             const Tensor& restored_, const Tensor& known_) {
   check_blend(logits_, {&gradient_, &restored_, &known_});
-  const MemoryFormat format = format_of(logits_);
+  const MemoryFormat format = format_of(restored_);
   const Tensor gradient = torch::stable::contiguous(gradient_, format);
   const Tensor logits = torch::stable::contiguous(logits_, format);
   const Tensor restored = torch::stable::contiguous(restored_, format);

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deocc.errors import InputError
@@ -145,8 +144,8 @@ def attention_blend(logits: Tensor, restored: Tensor, known: Tensor) -> Tensor:
     be differentiated again, for a gradient penalty.
 
     The three promote to one dtype as in ordinary arithmetic, inside ``torch.autocast`` too. Half precision is computed
-    in float32 and rounded once. Any strides are accepted; channels_last logits give a channels_last result. NaN and
-    infinities propagate: a weight of 0 times an infinity is NaN.
+    in float32 and rounded once. Any strides are accepted; a channels_last restored image gives a channels_last
+    result. NaN and infinities propagate: a weight of 0 times an infinity is NaN.
 
     Args:
         logits: (N, C, H, W) floating point (float64, float32, bfloat16 or float16): alpha has the image's channels.
@@ -274,7 +273,8 @@ class DualAttentionFusion(nn.Module):
             self.embed.weight,
             self.embed.bias,
         )
-        logits = self.attend(torch.cat((restored, known), 1))
+        # Convolutions of few channels are up to twice as fast on channels_last images.
+        logits = self.attend(torch.cat((restored, known), 1).contiguous(memory_format=torch.channels_last))
         return Fusion(attention_blend(logits, restored, known), restored, known, logits)
 
 
@@ -379,13 +379,13 @@ def _like(value: Tensor) -> Tensor:
 
 
 def _fake_blend(logits: Tensor, restored: Tensor, known: Tensor) -> Tensor:
-    return _like(logits)
+    return _like(restored)
 
 
 def _fake_blend_backward(
     gradient: Tensor, logits: Tensor, restored: Tensor, known: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(logits), _like(logits), _like(logits)
+    return _like(restored), _like(restored), _like(restored)
 
 
 def _again(
