@@ -32,8 +32,9 @@ SURFACE = {
     "deocc.metrics": "occlusion_iou psnr ssim",
     "deocc.occlude": "Occlusion fingerprint kinds occlude",
     "deocc.ops": (
-        "Backend DomainCenters InfoNCE KeyQueue RelationalDistillation backends build_info composite "
-        "composite_uint8 contextual_attention contextual_attention_offsets domain_constrained_ranking info_nce "
+        "Backend DomainCenters DualAttentionFusion Fusion InfoNCE KeyQueue RelationalDistillation area_downsample "
+        "attention_blend backends build_info channel_attention_projection composite composite_uint8 "
+        "contextual_attention contextual_attention_offsets domain_constrained_ranking gated_projection info_nce "
         "relational_angle relational_distance relational_distillation"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",

@@ -16,6 +16,14 @@ from deocc.ops._registry import Backend, backends, build_info
 from deocc.ops.composite import composite, composite_uint8
 from deocc.ops.contextual_attention import contextual_attention, contextual_attention_offsets
 from deocc.ops.domain_constrained_ranking import DomainCenters, domain_constrained_ranking
+from deocc.ops.dual_attention_fusion import (
+    DualAttentionFusion,
+    Fusion,
+    area_downsample,
+    attention_blend,
+    channel_attention_projection,
+    gated_projection,
+)
 from deocc.ops.info_nce import InfoNCE, KeyQueue, info_nce
 from deocc.ops.relational_distillation import (
     RelationalDistillation,
@@ -27,16 +35,22 @@ from deocc.ops.relational_distillation import (
 __all__ = [
     "Backend",
     "DomainCenters",
+    "DualAttentionFusion",
+    "Fusion",
     "InfoNCE",
     "KeyQueue",
     "RelationalDistillation",
+    "area_downsample",
+    "attention_blend",
     "backends",
     "build_info",
+    "channel_attention_projection",
     "composite",
     "composite_uint8",
     "contextual_attention",
     "contextual_attention_offsets",
     "domain_constrained_ranking",
+    "gated_projection",
     "info_nce",
     "relational_angle",
     "relational_distance",

@@ -30,6 +30,7 @@ from deocc.testing.cases import (
     composite,
     contextual_attention,
     domain_constrained_ranking,
+    dual_attention_fusion,
     info_nce,
     relational_distillation,
 )
@@ -248,6 +249,7 @@ SPECS: Mapping[str, Spec] = {
         composite,
         contextual_attention,
         domain_constrained_ranking,
+        dual_attention_fusion,
         info_nce,
         relational_distillation,
     )

@@ -29,15 +29,15 @@ def _inputs(
         elif occlusion.startswith("all"):
             occluded[:] = 1
         if occlusion == "all but one":  # at rate 2 one 3 x 3 neighbourhood is free
-            y, x = height // 4 * 2, width // 4 * 2
-            occluded[..., y - 2 : y + 4, x - 2 : x + 4] = 0
+            top, left = height // 4 * 2 - 2, width // 4 * 2 - 2
+            occluded[..., top : top + 6, left : left + 6] = 0
         if occlusion != "some":
             return foreground, background, occluded
         # A rectangle for each sample, of a size and at a place of its own.
         edges = torch.rand(shape[0], 4, 1, 1, generator=generator, dtype=torch.float64)
         y, x = (torch.linspace(0, 1, size, dtype=torch.float64) for size in shape[2:])
-        top, bottom, left, right = edges.mul(0.5).unbind(1)
-        inside = (y[:, None] > top) & (y[:, None] < 1 - bottom) & (x > left) & (x < 1 - right)
+        above, below, before, after = edges.mul(0.5).unbind(1)
+        inside = (y[:, None] > above) & (y[:, None] < 1 - below) & (x > before) & (x < 1 - after)
         return foreground, background, inside[:, None].double()
 
     return draw
