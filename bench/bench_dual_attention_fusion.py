@@ -125,14 +125,23 @@ def test_eager_is_right() -> None:
     torch.testing.assert_close(ours(features, image), theirs(features, image), rtol=1e-4, atol=1e-5)
 
 
-def gated_row(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.gate) if name == "features" else name
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROWS = [
+    pytest.param(
+        name,
+        dtype,
+        id=f"{name}-{label}",
+        marks=[pytest.mark.gate] if (name, label) == ("features", "float32") else [],
+    )
+    for name in SHAPES
+    for label, dtype in TYPES.items()
+]
+"""Shapes and types; the rows that have a floor and take seconds are gates."""
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [gated_row(name) for name in SHAPES])
+@pytest.mark.parametrize(("shape", "dtype"), ROWS)
 def test_front(
     shape: str, dtype: torch.dtype, order: str, measure: str, device: str, compare: Any, floor_of: Any, benchmark: Any
 ) -> None:
@@ -214,8 +223,7 @@ def module_limits(shape: Sequence[int], features: Tensor, measure: str) -> dict[
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [gated_row(name) for name in SHAPES])
+@pytest.mark.parametrize(("shape", "dtype"), ROWS)
 def test_module(
     shape: str, dtype: torch.dtype, measure: str, device: str, compare: Any, floor_of: Any, benchmark: Any
 ) -> None:
