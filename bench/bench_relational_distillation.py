@@ -167,3 +167,18 @@ def test_memory(shape: str, measure: str, peak_mb: Callable[..., float], benchma
     benchmark.pedantic(lambda: None)
     assert ours <= 4
     assert ours < theirs
+
+
+def test_scaling(scaling: Callable[..., None], device: str) -> None:
+    def pair(rows: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        inputs = inputs_of(rows, 512, device, torch.float32)
+        return lambda: step(ops.relational_distillation, *inputs), lambda: step(eager, *inputs)
+
+    scaling(
+        "N",
+        {rows: f"inputs_of({rows}, 512, 'cpu', torch.float32)" for rows in (32, 64, 128, 256)},
+        pair,
+        small="inputs_of(8, 16, 'cpu', torch.float32)",
+        ours="step(ops.relational_distillation, *big)",
+        eager="step(eager, *big)",
+    )

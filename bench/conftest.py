@@ -102,6 +102,10 @@ def floor_of(request: pytest.FixtureRequest, device: str) -> Callable[[Any, str]
     return find
 
 
+def operator_of(request: pytest.FixtureRequest) -> str:
+    return str(request.path.stem).removeprefix("bench_")
+
+
 def finish(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -182,7 +186,8 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Comp
         bound = max(limits, key=lambda name: limits[name])
         limit = limits[bound]
         gate = request.node.get_closest_marker("gate") is not None
-        benchmark.extra_info.update(eager_median=other, ratio=other / median, floor=floor, device=device, gate=gate)
+        benchmark.extra_info.update(operator=operator_of(request), device=device, gate=gate)
+        benchmark.extra_info.update(eager_median=other, ratio=other / median, floor=floor)
         if limit:
             benchmark.extra_info.update(limit=limit, bound=bound, of_limit=median / limit)
         ROWS.append(Row(request.node.name, other, median, floor, limit, bound if limit else ""))
@@ -252,7 +257,9 @@ print((after - before) / 1024 - sum(r.nbytes for r in results) / 2**20)
 
 
 @pytest.fixture
-def scaling(benchmark: Any, device: str, peak_mb: Callable[..., float]) -> Callable[..., None]:
+def scaling(
+    benchmark: Any, request: pytest.FixtureRequest, device: str, peak_mb: Callable[..., float]
+) -> Callable[..., None]:
     """``scaling("L", {1024: "inputs(32)", ...}, pair, small=..., ours="f(*big)", eager="g(*big)")``.
 
     For report.py: time and, on the CPU, memory of ours and of the eager code, at every value of what the operator
@@ -285,6 +292,7 @@ def scaling(benchmark: Any, device: str, peak_mb: Callable[..., float]) -> Calla
                 if device == "cpu":
                     warm = call.replace("*big", "*small")
                     curves[f"{name}_mb"].append(peak_mb(warm, call, small=small, big=expression))
+        benchmark.extra_info["operator"] = operator_of(request)
         benchmark.extra_info["scaling"] = {"variable": variable, "values": list(inputs), **curves}
         benchmark.pedantic(lambda: None)
 

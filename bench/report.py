@@ -20,31 +20,32 @@ import matplotlib.pyplot as plt
 OURS, OTHER, EAGER = "#1b6ca8", "#9dc3e0", "#c0562f"
 
 
-def entries(folder: Path) -> list[dict[str, Any]]:
-    """Every benchmark of every file, with the operator that the file is named after."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        for entry in json.loads(path.read_text())["benchmarks"]:
-            found.append({"operator": path.stem, "name": entry["name"], **entry["extra_info"]})
-    return found
+def read(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """What is to be drawn of every file, newest file last, and the machine of the last one."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    info: dict[str, Any] = {}
+    files = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    for content in sorted(files, key=lambda content: content["datetime"]):
+        info = content["machine_info"]
+        for entry in content["benchmarks"]:
+            extra = entry["extra_info"]
+            if extra.get("gate") or "scaling" in extra:
+                found[extra["operator"], entry["name"]] = {"name": entry["name"], **extra}
+    if not found:
+        return [], ""
+    machine = f"{info['gpu'] or info['cpu']}, {info['threads']} thread(s), torch {info['torch']}"
+    return sorted(found.values(), key=lambda entry: entry["operator"]), machine
 
 
-def machine(folder: Path) -> str:
-    """What the first file says of the machine."""
-    info = json.loads(next(iter(sorted(folder.glob("*.json")))).read_text())["machine_info"]
-    return f"{info['gpu'] or info['cpu']}, {info['threads']} thread(s), torch {info['torch']}"
-
-
-def bars(folder: Path, path: Path) -> None:
-    """The ratios that a change is held to, and those of the same kind in the folder with -tuned."""
-    chosen = [entry for entry in entries(folder) if entry.get("gate")]
-    tuned = {(entry["operator"], entry["name"]): entry["ratio"] for entry in entries(Path(f"{folder}-tuned"))
-             if "ratio" in entry}  # fmt: skip
+def bars(entries: list[dict[str, Any]], others: list[dict[str, Any]], machine: str, path: Path) -> None:
+    """The ratios that a change is held to; beside them those of the same name among the others."""
+    chosen = [entry for entry in entries if entry.get("gate")]
+    tuned = {(entry["operator"], entry["name"]): entry["ratio"] for entry in others if entry.get("gate")}
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(chosen) + 1.2), layout="constrained")
     labels = []
     for row, entry in enumerate(chosen):
         shape = " x ".join(map(str, entry.get("shape", [])))
-        labels.append(f"{entry['name'].removeprefix('test_')}  {shape}")
+        labels.append(f"{entry['operator']}  {entry['name'].removeprefix('test_')}  {shape}")
         other = tuned.get((entry["operator"], entry["name"]))
         for ratio, colour, offset in ((entry["ratio"], OURS, -0.2), (other, OTHER, 0.2)):
             if ratio is None:
@@ -58,15 +59,15 @@ def bars(folder: Path, path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlim(left=0.5, right=axes.get_xlim()[1] * 1.5)
     axes.set_xlabel("times as fast as eager PyTorch" + (" (light: malloc keeps memory)" if tuned else ""))
-    axes.set_title(machine(folder), fontsize=9)
+    axes.set_title(machine, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def curves(folder: Path, path: Path) -> None:
+def curves(entries: list[dict[str, Any]], machine: str, path: Path) -> None:
     """Time above, memory below, one column for each operator."""
-    chosen = [entry for entry in entries(folder) if "scaling" in entry]
+    chosen = [entry for entry in entries if "scaling" in entry]
     figure, grid = plt.subplots(2, len(chosen), figsize=(3.3 * len(chosen), 5.6), squeeze=False, layout="constrained")
     for column, entry in enumerate(chosen):
         curve = entry["scaling"]
@@ -82,7 +83,7 @@ def curves(folder: Path, path: Path) -> None:
             axes.grid(alpha=0.3)
         grid[0, column].set_title(entry["operator"], fontsize=9)
     grid[0, 0].legend(fontsize=8)
-    figure.suptitle(f"forward and backward; {machine(folder)}", fontsize=9)
+    figure.suptitle(f"forward and backward; {machine}", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -93,10 +94,12 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "baselines" / "cpu")
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parents[1] / "docs")
     arguments = parser.parse_args()
-    if not sorted(arguments.folder.glob("*.json")):
+    entries, machine = read(arguments.folder)
+    if not entries:
         parser.error(f"there are no results in {arguments.folder}: pytest bench/ --benchmark-json=FILE writes some")
-    bars(arguments.folder, arguments.out / "speed.png")
-    curves(arguments.folder, arguments.out / "scaling.png")
+    tuned, _ = read(Path(f"{arguments.folder}-tuned"))
+    bars(entries, tuned, machine, arguments.out / "speed.png")
+    curves(entries, machine, arguments.out / "scaling.png")
 
 
 if __name__ == "__main__":
