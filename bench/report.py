@@ -21,7 +21,7 @@ OURS, OTHER, EAGER = "#1b6ca8", "#9dc3e0", "#c0562f"
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """What is to be drawn of every file, newest file last, and the machine of the last one."""
+    """What is to be drawn of all files, the newest of every name, and the machine of the newest file."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     info: dict[str, Any] = {}
     files = [json.loads(path.read_text()) for path in folder.glob("*.json")]
