@@ -116,8 +116,8 @@ void add_three(const T* a, const T* b, const T* c, const T* factor, T* to, int64
 }
 
 // For the cells before one: how many of them have a part in the T of each side, 2 (sy > 0) + (sx > 0), and how many are
-// compared with queries. Where a cell and its neighbours on a side are all invalid, T is 0, and a cell whose scores reach
-// no valid one is not compared. Matrices have rows for the others alone, one after the other: at their places.
+// compared with queries. Where a cell and its neighbours on a side are all invalid, T is 0, and a cell whose scores
+// reach no valid one is not compared. Matrices have rows for the others alone, one after the other: at their places.
 struct Places {
   int32_t of[5];
 };
@@ -374,8 +374,8 @@ void transpose(const T* from, int64_t width, T* to, int64_t step, int64_t count)
   }
 }
 
-// Pixel row `ry` of the cells in row y, times factor, kBlock channels from c on at a time: (kBlock, columns) in `buffer`.
-// put(rx, c) takes each pixel of a cell from there.
+// Pixel row `ry` of the cells in row y, times factor, kBlock channels from c on at a time: (kBlock, columns) in
+// `buffer`. put(rx, c) takes each pixel of a cell from there.
 template <class S, class T, class Put>
 void pack_cells(const Image<const S>& image, const Settings& set, int64_t ry, int64_t y, T factor, T* buffer,
                 const Put& put) {
@@ -518,8 +518,8 @@ class Keys {
     return {tile, pitch, &places[ky * n_.columns], &base, side, n_.columns};
   }
 
-  // Calls body(first, last, base, count) for rows [first, last) of keys that are multiplied together, with the places at
-  // their beginning and the number of places, of sides [side, until) `most` or those of one row.
+  // Calls body(first, last, base, count) for rows [first, last) of keys that are multiplied together, with the places
+  // at their beginning and the number of places, of sides [side, until) `most` at most or those of one row.
   template <class Body>
   void in_groups(int side, int until, int64_t most, const Body& body) const {
     for (int64_t first = 0, last; first < n_.rows; first = last) {
@@ -1115,8 +1115,8 @@ class Gradients {
 
  private:
   // The derivative by one pixel of one cell, of all parts: row x of `to`.
-  void total(const std::vector<std::unique_ptr<Gradients>>& parts, const std::vector<T>& by_square, int64_t r, int64_t y,
-             int64_t x, const Panels<T>& to) const {
+  void total(const std::vector<std::unique_ptr<Gradients>>& parts, const std::vector<T>& by_square, int64_t r,
+             int64_t y, int64_t x, const Panels<T>& to) const {
     const int side = static_cast<int>(set_.side(r));
     const Places* const place = &keys_.places[y * n_.columns + x];
     const bool compared = r == 0 && has(place, kCompared);
@@ -1257,9 +1257,10 @@ class Gradients {
                 after && ky + 1 < n_.rows ? after + (ky + 1) * tile_ : zeros_, static_cast<const T*>(nullptr), tile,
                 pitch_, n_.columns, wide_);
       const Places* const places = &keys_.places[ky * n_.columns];
-      add_diagonal<T>([&](int64_t k) { return tile + k * pitch_; },
-                      [&](int64_t k) { return has(places + k, kCompared) ? to + places[k].of[kCompared] * wide_ : nullptr; },
-                      n_.columns, wide_);
+      const auto place = [&](int64_t k) {
+        return has(places + k, kCompared) ? to + places[k].of[kCompared] * wide_ : nullptr;
+      };
+      add_diagonal<T>([&](int64_t k) { return tile + k * pitch_; }, place, n_.columns, wide_);
     }
   }
 
