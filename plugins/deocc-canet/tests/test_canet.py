@@ -107,7 +107,19 @@ def test_augmentation_moves_the_landmarks_with_the_face() -> None:
             assert value == pytest.approx(80 + 40 * source, abs=25)
 
 
-@pytest.mark.parametrize("stage", ["complete", "refine"])
+def test_edges_see_patterns_and_no_shift_of_colour() -> None:
+    from deocc_canet.training import _edges_loss
+
+    hole = torch.zeros(1, 1, 16, 16)
+    hole[..., 4:12, 4:12] = 1
+    error = torch.full((1, 3, 16, 16), 0.3)
+    assert _edges_loss(error, hole) == 0
+    error[..., ::2] = -0.3  # stripes: every difference across is 0.6, none is down
+    assert float(_edges_loss(error, hole)) == pytest.approx(0.6)
+    assert _edges_loss(error, torch.zeros_like(hole)) == 0
+
+
+@pytest.mark.parametrize("stage", ["complete", "refine", "polish"])
 def test_a_stage_learns_what_it_is_asked_to(stage: str) -> None:
     """A few steps on one batch lower its loss, and what is exported fits the restorer."""
     from deocc.train import SingleDevice

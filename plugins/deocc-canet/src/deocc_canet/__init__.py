@@ -15,6 +15,7 @@ METHOD = Method(
         "begin": "deocc_canet.training:Beginning",
         "complete": "deocc_canet.training:Completion",
         "refine": "deocc_canet.training:Refinement",
+        "polish": "deocc_canet.training:Polishing",
     },
     weights={"restorer": "deocc_canet:weights/canet-128.safetensors"},
 )

@@ -47,6 +47,8 @@ class Losses:
 
     Attributes:
         hole, whole: mean absolute difference inside the occlusion, and over the whole face.
+        edges: mean absolute difference, inside the occlusion, between what separates neighbouring pixels. It keeps the
+            identity term from drawing patterns.
         perceptual: LPIPS between the composed and the true face; needs ``perceptual_weights``.
         perceptual_weights: safetensors file of :class:`deocc.losses.LPIPS`.
         identity: 1 - cosine of the embeddings of the composed and the true face, by ``identity_method``.
@@ -56,6 +58,7 @@ class Losses:
 
     hole: float = 1.0
     whole: float = 0.25
+    edges: float = 0.0
     perceptual: float = 0.0
     perceptual_weights: str = ""
     identity: float = 0.0
@@ -83,7 +86,7 @@ class Config:
     """Everything that can be set.
 
     Attributes:
-        begin, complete, refine: the training stages; each starts from the weights of the one before.
+        begin, complete, refine, polish: the training stages; each starts from the weights of the one before.
         closing, margin: pixels by which gaps in a found occlusion are closed, and by which it is grown; see
             :func:`deocc_canet.network.settle`.
         average: decay of the running average of the weights, which is what is exported.
@@ -94,6 +97,7 @@ class Config:
     begin: Stage = field(default_factory=Stage)
     complete: Stage = field(default_factory=Stage)
     refine: Stage = field(default_factory=Stage)
+    polish: Stage = field(default_factory=Stage)
     closing: int = 3
     margin: int = 2
     average: float = 0.999

@@ -135,6 +135,8 @@ class Completion(Task):
         difference = (drawn - image).abs()
         terms["hole"] = losses.hole * (difference * hole).sum() / (3 * hole.sum()).clamp(min=1)
         terms["whole"] = losses.whole * difference.mean()
+        if losses.edges:
+            terms["edges"] = losses.edges * _edges_loss(composed - image, hole)
         with engine.autocast():
             if self.perceptual is not None:
                 terms["perceptual"] = losses.perceptual * self.perceptual.to(engine.device)(composed, image).mean()
@@ -275,9 +277,15 @@ class Beginning(Completion):
 
 
 class Refinement(Completion):
-    """The last stage, likewise."""
+    """The third stage, likewise: where the identity term comes in."""
 
     name = "refine"
+
+
+class Polishing(Completion):
+    """The last stage, likewise: where patterns that the identity term has drawn go."""
+
+    name = "polish"
 
 
 def _to_float(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,6 +294,12 @@ def _to_float(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor
         for name in ("image", "occluded", "occlusion")
     )
     return image, occluded, occlusion
+
+
+def _edges_loss(error: Tensor, hole: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours' errors: (N, 3, H, W) and (N, 1, H, W) -> scalar."""
+    across, down = error.diff(dim=3).abs() * hole[..., 1:], error.diff(dim=2).abs() * hole[..., 1:, :]
+    return (across.sum() + down.sum()) / (3 * hole.sum()).clamp(min=1)
 
 
 def _finder_loss(logits: Tensor, occlusion: Tensor) -> Tensor:
