@@ -29,7 +29,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], str]:
         info = content["machine_info"]
         for entry in content["benchmarks"]:
             extra = entry["extra_info"]
-            if extra.get("gate") or "scaling" in extra:
+            if "operator" in extra and (extra.get("gate") or "scaling" in extra):
                 found[extra["operator"], entry["name"]] = {"name": entry["name"], **extra}
     if not found:
         return [], ""
@@ -89,7 +89,7 @@ def curves(entries: list[dict[str, Any]], machine: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Draw both."""
+    """Draw both, the second where there is something for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "baselines" / "cpu")
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parents[1] / "docs")
@@ -99,7 +99,8 @@ def main() -> None:
         parser.error(f"there are no results in {arguments.folder}: pytest bench/ --benchmark-json=FILE writes some")
     tuned, _ = read(Path(f"{arguments.folder}-tuned"))
     bars(entries, tuned, machine, arguments.out / "speed.png")
-    curves(entries, machine, arguments.out / "scaling.png")
+    if any("scaling" in entry for entry in entries):
+        curves(entries, machine, arguments.out / "scaling.png")
 
 
 if __name__ == "__main__":
