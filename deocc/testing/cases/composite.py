@@ -52,7 +52,7 @@ SPECS = (
                 "batch",
                 "paper",
                 _inputs(16, 3, 128, 128),
-                floors={"cpu forward": 1.3, "cpu training": 1.0},
+                floors={"cpu forward": 1.1, "cpu training": 0.7},
             ),
             Case(
                 "features",

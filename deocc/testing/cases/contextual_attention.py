@@ -93,8 +93,8 @@ SPECS = (
                 "paper",
                 _inputs(1, 128, 64, 64),
                 floors={
-                    "cpu forward": 13.0,
-                    "cpu training": 11.5,
+                    "cpu forward": 9.0,
+                    "cpu training": 8.0,
                     "cpu forward tuned": 7.0,
                     "cpu training tuned": 7.0,
                 },

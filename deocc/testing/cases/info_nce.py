@@ -61,8 +61,8 @@ SPECS = (
                 "large",
                 _inputs(256, 128, 65536),
                 floors={
-                    "cpu forward": 4.5,
-                    "cpu training": 5.0,
+                    "cpu forward": 3.0,
+                    "cpu training": 3.0,
                     "cpu forward tuned": 2.0,
                     "cpu training tuned": 2.0,
                 },

@@ -110,8 +110,8 @@ SPECS = (
                 "paper",
                 _inputs(128, 512, 512, clusters=32, spread=0.5),
                 floors={
-                    "cpu forward": 90.0,
-                    "cpu training": 90.0,
+                    "cpu forward": 40.0,
+                    "cpu training": 60.0,
                     "cpu forward tuned": 60.0,
                     "cpu training tuned": 70.0,
                 },
