@@ -45,7 +45,8 @@ def bars(entries: list[dict[str, Any]], others: list[dict[str, Any]], machine: s
     labels = []
     for row, entry in enumerate(chosen):
         shape = " x ".join(map(str, entry.get("shape", [])))
-        labels.append(f"{entry['operator']}  {entry['name'].removeprefix('test_')}  {shape}")
+        name = entry["name"].removeprefix("test_").removeprefix(entry["operator"])
+        labels.append(f"{entry['operator']} {name}  {shape}")
         other = tuned.get((entry["operator"], entry["name"]))
         for ratio, colour, offset in ((entry["ratio"], OURS, -0.2), (other, OTHER, 0.2)):
             if ratio is None:
