@@ -147,7 +147,7 @@ class Train(Verb):
     """Train a method and write its weights, each with its card.
 
     The data are folders written by 'deocc data pack'. A run that was stopped goes on where it stopped. An example:
-    deocc train canet --recipe small --data packs/train --hold-out 0.02 -o runs/canet --set refine.training.steps=2000
+    deocc train canet --recipe small --data packs/train --hold-out 0.02 -o runs/canet --set joint.training.steps=2000
 
     Attributes:
         method: Method to train, as listed by 'deocc methods'.
@@ -159,6 +159,7 @@ class Train(Verb):
         hold_out: Share of the people in --data to evaluate on and not to train on, instead of --eval-data.
         overrides: A setting to change after the recipe, such as training.steps=2000 (the value is read as TOML).
         stages: Stages to run. By default all, in the method's order.
+        start_from: Weights of this method to start from: those of an earlier run, to train on.
         resume: Go on where a run in the folder stopped; --no-resume refuses a folder that holds one.
         device: Where to compute: cpu, cuda, cuda:1.
     """
@@ -171,6 +172,7 @@ class Train(Verb):
     hold_out: float = 0.0
     overrides: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = ()
     stages: Annotated[tuple[str, ...], arg(metavar="STAGE...", help_behavior_hint="")] = ()
+    start_from: Annotated[tuple[Path, ...], arg(metavar="WEIGHTS...", help_behavior_hint="")] = ()
     resume: bool = True
     device: str = "cpu"
 
@@ -193,6 +195,7 @@ class Train(Verb):
             recipe=self.recipe,
             overrides=overrides,
             stages=self.stages or None,
+            start_from=self.start_from,
             device=self.device,
             resume=self.resume,
         )

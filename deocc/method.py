@@ -364,7 +364,8 @@ class Task(abc.ABC):
         return {}
 
     def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what the stage before this one exported; the first stage is not asked."""
+        """Take over what the stage before this one exported; the first stage is asked only when training starts from
+        weights of an earlier run."""
         return None
 
 

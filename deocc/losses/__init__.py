@@ -1,5 +1,5 @@
 """Losses that more than one method uses."""
 
-from deocc.losses.perceptual import LPIPS
+from deocc.losses.perceptual import LPIPS, StyleLoss
 
-__all__ = ["LPIPS"]
+__all__ = ["LPIPS", "StyleLoss"]

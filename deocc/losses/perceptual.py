@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deocc.errors import WeightsError
+from deocc.errors import InputError, WeightsError
 
 # (stride, padding, kernel of the max-pooling in front, is a tap) for each convolution.
 _ALEXNET = ((4, 2, 0, True), (1, 2, 3, True), (1, 1, 3, True), (1, 1, 0, True), (1, 1, 0, True))
@@ -66,16 +66,18 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.requires_grad_(False)
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """The five tapped feature maps of (N, 3, H, W) images in [0, 1], after ReLU, not normalised."""
+    def features(self, image: Tensor, maps: int = 5) -> list[Tensor]:
+        """The first of the five tapped feature maps of (N, 3, H, W) images in [0, 1], after ReLU, not normalised."""
         x = (image * 2 - 1 - self.shift) / self.scale
-        taps = []
+        taps: list[Tensor] = []
         for convolution, (_, _, pool, tap) in zip(self.convolutions, self.layout, strict=True):
             if pool:
                 x = F.max_pool2d(x, pool, 2)
             x = F.relu(convolution(x))
             if tap:
                 taps.append(x)
+                if len(taps) == maps:
+                    break
         return taps
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:
@@ -90,3 +92,43 @@ class LPIPS(nn.Module):
 def _unit(features: Tensor) -> Tensor:
     features = features.float()
     return features / (features.square().sum(1, keepdim=True) + 1e-10).sqrt()
+
+
+class StyleLoss(nn.Module):
+    """Difference in style of image pairs (Gatys et al. 2016): of the Gram matrices of a network's features.
+
+    ``mean over the maps of sum |G(a) - G(b)| / C^2``, with ``G(x) = x x^T / (C h w)`` for a map x of C rows: equation 11
+    of canet, with the normalisation of the Gram matrix that the works it follows have (Liu et al. 2018, eq. 4) and that
+    the equation leaves out; without it the loss would grow with the number of pixels.
+
+    Args:
+        weights: the file of :class:`LPIPS`, whose convolutions are used, VGG16 by custom; the heads are not.
+        maps: how many of the five tapped maps, the finest first; the further ones are not computed.
+
+    Raises:
+        WeightsError: as :class:`LPIPS` does.
+        InputError: a number of maps that is not 1 to 5.
+
+    Shapes: two tensors (N, 3, H, W), RGB in [0, 1] -> scalar, 0 for equal images. The parameters are frozen;
+    gradients flow to both images.
+    """
+
+    def __init__(self, weights: str | Path, *, maps: int = 5) -> None:
+        super().__init__()
+        if not 1 <= maps <= 5:
+            raise InputError(f"StyleLoss: maps must be 1 to 5, got {maps}")
+        self.network = LPIPS(weights)
+        self.maps = maps
+
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:
+        """The mean over the pairs: (N, 3, H, W), (N, 3, H, W) -> scalar."""
+        pairs = zip(self.network.features(image, self.maps), self.network.features(other, self.maps), strict=True)
+        differences = [(_gram(a) - _gram(b)).abs().mean((1, 2)) for a, b in pairs]
+        return torch.stack(differences).mean()
+
+
+def _gram(features: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, C, C), divided by C h w."""
+    rows = features.flatten(2)
+    # Half precision may be used for the products; what is subtracted afterwards is float32.
+    return (rows @ rows.transpose(1, 2)).float() / rows[0].numel()

@@ -37,6 +37,7 @@ def train(
     recipe: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     stages: Sequence[str] | None = None,
+    start_from: Sequence[Path | str] = (),
     device: str = "cpu",
     resume: bool = True,
     progress: bool = True,
@@ -52,6 +53,8 @@ def train(
         recipe: the name of a recipe packaged with the method, a TOML file, or None for the defaults.
         overrides: dotted configuration key -> value (text is read as TOML), applied after the recipe.
         stages: names of the stages to run; None runs all.
+        start_from: weights of this method, one file for each part, that the first stage starts from; such as those of
+            an earlier run, or the packaged ones, to be trained on other faces.
         device: where to compute.
         resume: True goes on where a run in ``out`` stopped; False refuses a folder that holds one.
         progress: show a progress bar on standard error.
@@ -84,6 +87,7 @@ def train(
         eval_faces,
         Path(out),
         stages=stages,
+        start_from=start_from,
         device=device,
         resume=resume,
         progress=progress,
@@ -103,6 +107,7 @@ def run(
     out: Path,
     *,
     stages: Sequence[str] | None = None,
+    start_from: Sequence[Path | str] = (),
     engine: FitEngine | None = None,
     device: str = "cpu",
     resume: bool = True,
@@ -120,6 +125,7 @@ def run(
         train_faces, eval_faces, engine, device, resume, progress: as in :func:`deocc.train.fit`.
         out: the run's folder.
         stages: names of the stages to run, in the method's order; None runs all.
+        start_from: as in :func:`train`; the cards name their sha256.
         card: what the cards say beside what is known here (method, config, commit, versions, steps, scores): ``data``,
             ``recipe``, ``licence``, ``notes``.
 
@@ -127,6 +133,7 @@ def run(
         part -> its weights file.
 
     Raises:
+        WeightsError: weights to start from that cannot be read or are another method's.
         UsageError: the method has no such stage, or none at all; otherwise as in :func:`deocc.train.fit`.
     """
     chosen = list(method.tasks) if stages is None else [name for name in method.tasks if name in stages]
@@ -143,6 +150,10 @@ def run(
     }
     exports: dict[str, dict[str, Tensor]] = {}
     cards: dict[str, dict[str, Any]] = {}
+    for start in start_from:
+        part = weights.read_card(start)["part"]
+        exports[part], found = weights.read(start, method=method.name, part=part)
+        details["started_from"] = {**details.get("started_from", {}), part: found["sha256"]}
     writes = engine is None or engine.is_global_zero
     seeds = [training.seed for training in _trainings(config)]
     for stage in chosen:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from deocc_canet.config import Augmentation, Config
-from deocc_canet.network import Network, settle, spread
+from deocc_canet.faces import OccludedFaces, augment
+from deocc_canet.losses import edges_loss, field_loss, identity_loss
+from deocc_canet.network import Completer, Network, settle, spread
 from deocc_canet.restorer import Restorer
-from deocc_canet.training import OccludedFaces
 
 import deocc
 from deocc import config, plugins
+from deocc.errors import UsageError
 from deocc.faces import Crop
+from deocc.train import SingleDevice
 
 
 class Faces:
@@ -27,6 +30,12 @@ class Faces:
         large = torch.nn.functional.interpolate(small, size=128, mode="bilinear")
         self.images = (large * 255).byte().permute(0, 2, 3, 1).numpy()
         self.landmarks = np.repeat(self.crop.template()[None], count, axis=0)
+        # u grows to the right and v downwards over the middle of the crop.
+        self.fields = np.zeros((count, 128, 128, 3), np.uint8)
+        ramp = np.linspace(0, 255, 64).round().astype(np.uint8)
+        self.fields[:, 32:96, 32:96, 0] = ramp
+        self.fields[:, 32:96, 32:96, 1] = ramp[:, None]
+        self.fields[:, 32:96, 32:96, 2] = 255
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,7 +53,8 @@ def test_the_completer_never_sees_an_occluded_pixel(restorer) -> None:
     hole[..., 20:50, 10:40] = 1
     other = torch.where(hole > 0, torch.rand_like(image), image)
     assert not torch.equal(image, other)
-    assert torch.equal(restorer(image, hole).extras["drawn"], restorer(other, hole).extras["drawn"])
+    for name, drawn in restorer(image, hole).extras.items():
+        assert torch.equal(drawn, restorer(other, hole).extras[name]), name
 
 
 def test_visible_pixels_come_back_as_they_are(restorer) -> None:
@@ -91,52 +101,195 @@ def test_examples_follow_from_index_and_seed() -> None:
     assert torch.equal(first["image"][visible], first["occluded"][visible])
 
 
-def test_augmentation_moves_the_landmarks_with_the_face() -> None:
-    """Five bright dots drawn at the landmarks are still at the landmarks after shifting, turning and flipping."""
-    from deocc_canet.training import _augment
+def test_two_views_are_one_image_occluded_twice() -> None:
+    item = OccludedFaces(Faces(3), Augmentation(unoccluded=0.0), seed=1, views=2)[4]
+    assert not torch.equal(item["occlusion"], item["other_occlusion"])
+    visible = ((item["occlusion"] == 0) & (item["other_occlusion"] == 0)).expand_as(item["occluded"])
+    assert visible.any()
+    assert torch.equal(item["occluded"][visible], item["other_occluded"][visible])
 
+
+def test_augmentation_moves_landmarks_and_field_with_the_face() -> None:
+    """Five bright dots drawn at the landmarks, and u there, are still at the landmarks after all movements."""
     landmarks = Crop(128, 0.75).template()
     image = np.zeros((128, 128, 3), np.uint8)
+    field = np.full((128, 128, 3), 255, np.uint8)
+    field[:, :, 0] = np.arange(128) * 2
     for number, (x, y) in enumerate(np.rint(landmarks).astype(int)):
         image[y - 2 : y + 3, x - 2 : x + 3] = 80 + 40 * number
+    mirrored = 0
     for seed in range(8):
-        moved, points = _augment(image, landmarks, Augmentation(light=0.0), np.random.default_rng(seed))
+        moved, points, warped = augment(image, landmarks, field, Augmentation(light=0.0), np.random.default_rng(seed))
         for number, (x, y) in enumerate(np.rint(points).astype(int)):
             value = int(moved[y, x, 0])
             source = number if value == pytest.approx(80 + 40 * number, abs=25) else {0: 1, 1: 0, 3: 4, 4: 3}[number]
+            mirrored += source != number
             assert value == pytest.approx(80 + 40 * source, abs=25)
+            u = 2 * landmarks[source, 0]
+            assert int(warped[y, x, 0]) == pytest.approx(u if source == number else 255 - u, abs=5) or source == 2
+    assert mirrored
 
 
 def test_edges_see_patterns_and_no_shift_of_colour() -> None:
-    from deocc_canet.training import _edges_loss
-
     hole = torch.zeros(1, 1, 16, 16)
     hole[..., 4:12, 4:12] = 1
     error = torch.full((1, 3, 16, 16), 0.3)
-    assert _edges_loss(error, hole) == 0
+    assert edges_loss(error, hole) == 0
     error[..., ::2] = -0.3  # stripes: every difference across is 0.6, none is down
-    assert float(_edges_loss(error, hole)) == pytest.approx(0.6)
-    assert _edges_loss(error, torch.zeros_like(hole)) == 0
+    assert float(edges_loss(error, hole)) == pytest.approx(0.6)
+    assert edges_loss(error, torch.zeros_like(hole)) == 0
 
 
-@pytest.mark.parametrize("stage", ["complete", "refine", "polish"])
-def test_a_stage_learns_what_it_is_asked_to(stage: str) -> None:
-    """A few steps on one batch lower its loss, and what is exported fits the restorer."""
-    from deocc.train import SingleDevice
+def test_the_field_loss_is_the_mean_distance() -> None:
+    field = torch.zeros(2, 2, 4, 4)
+    other = field.clone()
+    other[0, 0], other[0, 1] = 0.3, 0.4
+    assert float(field_loss(field, other)) == pytest.approx(0.25, abs=1e-3)
+    moved = field.clone().requires_grad_()
+    field_loss(moved, field).backward()
+    assert torch.isfinite(moved.grad).all()
 
-    method = plugins.get("canet")
-    settings = config.recipe(method, "smoke")
-    settings = config.replace(settings, {f"{stage}.learning_rate": "2e-3", f"{stage}.warmup": "1"})
-    settings = config.replace(settings, {f"{stage}.training.steps": "40"})
-    torch.manual_seed(0)
-    task = method.resolve(stage)(settings)
+
+def test_the_identity_loss_is_the_squared_distance_of_embeddings() -> None:
+    recognizer = deocc.recognizer("mobilefacenet")
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 2, 3, 112, 112, generator=generator)
+    wanted = 2 - 2 * (recognizer(one) * recognizer(other)).sum(1).mean()
+    found = identity_loss(recognizer, one, other, 1.0, SingleDevice(), views=False)
+    assert float(found) == pytest.approx(float(wanted), abs=1e-3)
+    assert float(identity_loss(recognizer, one, one, 1.0, SingleDevice(), views=True)) == pytest.approx(0, abs=1e-6)
+
+
+def settings_of(**changes: str):
+    return config.replace(
+        config.recipe(plugins.get("canet"), "smoke"), {k.replace("__", "."): v for k, v in changes.items()}
+    )
+
+
+def batch_of(task) -> dict[str, torch.Tensor]:
     examples = task.dataset(Faces(4), train=True)
-    batch = {name: torch.stack([examples[i][name] for i in range(4)]) for name in examples[0]}
-    logs = [task.step(batch, SingleDevice(), index) for index in range(30)]
-    for term in ("find", "whole"):
-        assert float(logs[-1][term]) < 0.8 * float(logs[0][term])
+    return {name: torch.stack([examples[i][name] for i in range(4)]) for name in examples[0]}
+
+
+def test_every_selected_layer_gives_an_image_and_a_field() -> None:
+    settings = settings_of(architecture__dense_field="true", architecture__layers="[1, 3]")
+    completer = Completer(settings.architecture)
+    outputs = completer(torch.rand(2, 3, 64, 64), torch.zeros(2, 1, 64, 64))
+    assert [tuple(output.image.shape) for output in outputs] == [(2, 3, 64, 64), (2, 3, 16, 16)]
+    assert [tuple(output.field.shape) for output in outputs] == [(2, 2, 64, 64), (2, 2, 16, 16)]
+    plain = Completer(settings_of(architecture__fusion="false").architecture)
+    output = plain(torch.rand(1, 3, 64, 64), torch.zeros(1, 1, 64, 64))[0]
+    assert output.attention is None
+    assert output.field is None
+
+
+@pytest.mark.parametrize("layers", ["[2, 3]", "[1, 4]", "[1, 1]", "[]"])
+def test_layers_that_do_not_exist_are_named(layers: str) -> None:
+    with pytest.raises(UsageError, match="layers 1 .* to 3"):
+        Completer(settings_of(architecture__layers=layers).architecture)
+
+
+def test_contrast_pulls_the_two_views_together_and_the_queue_moves() -> None:
+    method = plugins.get("canet")
+    torch.manual_seed(0)
+    task = method.resolve("siamese")(settings_of(siamese__training__steps="40", siamese__learning_rate="0.1"))
+    batch = batch_of(task)
+    slow = task.key.head.weight.clone()
+    logs = [task.step(batch, SingleDevice(), index) for index in range(20)]
+    assert float(logs[-1]["contrast"]) < float(logs[1]["contrast"])
+    assert int(task.keys.pointer) == 20 * 4 % 64
+    assert not torch.equal(task.key.head.weight, slow)
+    assert not torch.equal(task.key.head.weight, task.query.head.weight)
+
+
+def test_the_key_encoder_follows_by_the_momentum() -> None:
+    task = plugins.get("canet").resolve("siamese")(settings_of())
+    with torch.no_grad():
+        task.query.head.weight.add_(1.0)
+    before, now = task.key.head.weight.clone(), task.query.head.weight.detach().clone()
+    task.step(batch_of(task), SingleDevice(), 0)
+    torch.testing.assert_close(task.key.head.weight, 0.9 * before + 0.1 * now)
+
+
+def test_the_encoder_goes_into_the_second_stage_unless_contrast_is_off() -> None:
+    method = plugins.get("canet")
+    first = method.resolve("siamese")(settings_of())
+    with torch.no_grad():
+        first.query.encoder.stem.weight.fill_(0.25)
+    exports = first.exports()
+    second = method.resolve("joint")(settings_of())
+    second.start_from(exports)
+    assert bool((second.completer.encoder.stem.weight == 0.25).all())
+    assert bool((second.average.completer.encoder.stem.weight == 0.25).all())
+    without = method.resolve("joint")(settings_of(contrastive="false"))
+    without.start_from(exports)
+    assert not bool((without.completer.encoder.stem.weight == 0.25).any())
+    torch.testing.assert_close(
+        without.completer.decoder.last.weight, second.completer.decoder.last.weight, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("fusion", ["true", "false"])
+def test_the_second_stage_learns_what_it_is_asked_to(fusion: str, tmp_path) -> None:
+    """A few steps on one batch lower every loss, and what is exported fits the restorer."""
+    settings = settings_of(
+        architecture__dense_field="true",
+        architecture__fusion=fusion,
+        joint__learning_rate="5e-3",
+        joint__warmup="1",
+        joint__training__steps="60",
+        joint__losses__texture_layers="[1, 2]",
+    )
+    torch.manual_seed(0)
+    task = plugins.get("canet").resolve("joint")(settings)
+    batch = batch_of(task)
+    logs = [task.step(batch, SingleDevice(), index) for index in range(40)]
+    for term in ("find", "reconstruction", "field"):
+        assert float(logs[-1][term]) < 0.8 * float(logs[0][term]), term
+    assert {"identity", "edges", "adversarial", "discriminator"} <= set(logs[-1])
     Restorer(settings).network.load_state_dict(task.exports()["restorer"])
     assert all(math.isfinite(value) for value in task.evaluate(batch).values())
+    assert task.preview(batch)["U"].shape == (4, 3, 128, 128)
+
+
+def test_the_terms_are_averaged_over_the_selected_layers() -> None:
+    """Eq. 13 and 15: with perfect images at all layers but one, the loss is that one's over their number."""
+    from deocc_canet.network import Output
+    from deocc_canet.training import JointTraining
+
+    task = JointTraining(settings_of(architecture__dense_field="true"))
+    image, field = torch.rand(2, 3, 64, 64), torch.rand(2, 2, 64, 64)
+    from deocc.ops import area_downsample
+
+    sizes = [(64, 64), (32, 32), (16, 16)]
+    outputs = [Output(area_downsample(image, s), area_downsample(field, s), None) for s in sizes]
+    terms = task._structure(outputs, image, field)
+    assert float(terms["reconstruction"]) == 0
+    outputs[1] = Output(outputs[1].image + 0.2, outputs[1].field + 0.5, None)
+    terms = task._structure(outputs, image, field)
+    assert float(terms["reconstruction"]) == pytest.approx(6 * 0.2 / 3, rel=1e-4)
+    assert float(terms["field"]) == pytest.approx(0.1 * 0.5 * math.sqrt(2) / 3, rel=1e-2)
+
+
+def test_faces_without_fields_are_refused_where_the_field_is_learnt() -> None:
+    faces = Faces(4)
+    faces.fields = None
+    task = plugins.get("canet").resolve("joint")(settings_of(architecture__dense_field="true"))
+    with pytest.raises(UsageError, match="--dense-field"):
+        task.dataset(faces, train=True)
+
+
+def test_the_recipes_are_complete_and_paper_is_the_papers() -> None:
+    method = plugins.get("canet")
+    paper = config.recipe(method, "paper")
+    losses = paper.joint.losses
+    assert (losses.reconstruction, losses.dense_field, losses.style, losses.identity) == (6.0, 0.1, 240.0, 0.1)
+    assert (losses.perceptual, losses.adversarial, losses.texture_layers) == (0.0, 0.0, (1, 2, 3))
+    assert paper.architecture.layers == (1, 2, 3, 4, 5, 6)
+    assert (paper.siamese.queue, paper.siamese.temperature, paper.siamese.momentum) == (65536, 0.07, 0.9)
+    assert (paper.siamese.learning_rate, paper.joint.learning_rate) == (0.015, 1e-4)
+    Completer(paper.architecture)
+    assert config.recipe(method, "small").architecture == Config().architecture
 
 
 def test_packaged_weights_fit_and_are_small() -> None:

@@ -13,12 +13,21 @@ class Architecture:
 
     Attributes:
         widths: channels of the completer at 1/2, 1/4, 1/8 ... of the resolution.
+        full_width: channels of its decoder's layer 1, at full resolution.
         blocks: its residual blocks at each scale of the decoder.
+        layers: decoder layers that give an image and a field, P of eq. 15: 1 is the full resolution, 2 a half of it.
+        fusion: whether the image at these layers comes from a dual attention fusion module (section 3.2), or from a 1x1
+            convolution.
+        dense_field: whether they give a dense correspondence field too (section 3.3).
         finder_widths: channels of the occlusion finder, as ``widths``.
     """
 
     widths: tuple[int, ...] = (48, 96, 192, 256)
+    full_width: int = 16
     blocks: int = 2
+    layers: tuple[int, ...] = (1, 2, 3, 4, 5)
+    fusion: bool = True
+    dense_field: bool = True
     finder_widths: tuple[int, ...] = (16, 32, 64, 96)
 
 
@@ -43,40 +52,79 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Losses:
-    """The weight of each term of the completer's loss, and the files and parts that some terms need.
+    """The weight of each term (eq. 10 to 15), and the files and parts that some terms need.
+
+    Structure terms are averaged over the decoder's selected layers (P), texture terms over ``texture_layers`` (Q).
 
     Attributes:
-        hole, whole: mean absolute difference inside the occlusion, and over the whole face.
-        edges: mean absolute difference, inside the occlusion, between what separates neighbouring pixels. It keeps the
-            identity term from drawing patterns.
-        perceptual: LPIPS between the composed and the true face; needs ``perceptual_weights``.
+        reconstruction: mean absolute difference (eq. 10).
+        dense_field: mean over the pixels of the distance of (u, v) (eq. 9); needs packs with a dense field.
+        style: mean absolute difference of the Gram matrices of VGG-16's features (eq. 11); needs ``style_weights``.
+        style_weights: safetensors file of :class:`deocc.losses.StyleLoss`.
+        style_maps: how many of VGG-16's five tapped maps, the first one first.
+        identity: squared distance of the unit embeddings (eq. 12), by ``identity_method``.
+        identity_method: an installed method whose recognizer is differentiable; the paper's is LightCNN.
+        identity_views: look through a slight blur, from another place, angle and side for every face, so that the
+            recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
+        perceptual: LPIPS; needs ``perceptual_weights``. Named in section 3.4 and given no weight there.
         perceptual_weights: safetensors file of :class:`deocc.losses.LPIPS`.
-        identity: 1 - cosine of the embeddings of the composed and the true face, by ``identity_method``.
-        identity_method: an installed method whose recognizer is differentiable.
-        adversarial: hinge loss of a patch discriminator, from step ``adversarial_from`` on.
+        adversarial: hinge loss of a patch discriminator at layer 1. Named in section 3.4 and given no weight there.
+        edges: mean absolute difference, inside the occlusion, between what separates neighbouring pixels, at layer 1.
+            It keeps the identity term from drawing patterns.
+        texture_layers: Q of eq. 15.
     """
 
-    hole: float = 1.0
-    whole: float = 0.25
-    edges: float = 0.0
+    reconstruction: float = 6.0
+    dense_field: float = 0.1
+    style: float = 0.0
+    style_weights: str = ""
+    style_maps: int = 5
+    identity: float = 0.1
+    identity_method: str = "mobilefacenet"
+    identity_views: bool = True
     perceptual: float = 0.0
     perceptual_weights: str = ""
-    identity: float = 0.0
-    identity_method: str = "mobilefacenet"
     adversarial: float = 0.0
-    adversarial_from: int = 0
+    edges: float = 0.0
+    texture_layers: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One training stage.
+class Siamese:
+    """The first stage: the encoder learns to tell faces apart whatever hides them (section 3.1).
 
     Attributes:
-        learning_rate: of Adam at its highest; it rises over ``warmup`` steps and falls to zero as a cosine.
+        dim: of the representations.
+        queue: number of keys.
+        temperature: tau of eq. 1.
+        momentum: m of eq. 2, by which the key encoder follows.
+        learning_rate: of SGD (momentum 0.9, weight decay 1e-4).
+        clip: largest norm of the gradient; the encoder has no normalisation that would bound it.
+    """
+
+    dim: int = 128
+    queue: int = 65536
+    temperature: float = 0.07
+    momentum: float = 0.9
+    learning_rate: float = 0.015
+    clip: float = 1.0
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The second stage: encoder and decoder, with the fusion modules.
+
+    Attributes:
+        learning_rate: of Adam, after ``warmup`` steps in which it rises.
+        decay: whether it falls to zero as a cosine from there.
+        average: decay of the running average of the weights, which is what is exported.
     """
 
     learning_rate: float = 4e-4
     warmup: int = 200
+    decay: bool = True
+    average: float = 0.999
     losses: Losses = field(default_factory=Losses)
     training: Training = field(default_factory=Training)
 
@@ -86,18 +134,16 @@ class Config:
     """Everything that can be set.
 
     Attributes:
-        begin, complete, refine, polish: the training stages; each starts from the weights of the one before.
+        contrastive: whether the second stage starts from the first one's encoder.
+        siamese, joint: the training stages.
         closing, margin: pixels by which gaps in a found occlusion are closed, and by which it is grown; see
             :func:`deocc_canet.network.settle`.
-        average: decay of the running average of the weights, which is what is exported.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    begin: Stage = field(default_factory=Stage)
-    complete: Stage = field(default_factory=Stage)
-    refine: Stage = field(default_factory=Stage)
-    polish: Stage = field(default_factory=Stage)
+    contrastive: bool = True
+    siamese: Siamese = field(default_factory=Siamese)
+    joint: Joint = field(default_factory=Joint)
     closing: int = 3
     margin: int = 2
-    average: float = 0.999

@@ -1,13 +1,17 @@
-"""The networks: one finds the occlusion, one completes the face, one tells real faces from completed ones."""
+"""The networks: one finds the occlusion, one completes the face at several scales, one tells real from completed."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deocc.errors import UsageError
+from deocc.ops import DualAttentionFusion
 from deocc_canet.config import Architecture
 
 
@@ -47,22 +51,22 @@ class SelfAttention(nn.Module):
         return x + self.out(attended)
 
 
-class EncoderDecoder(nn.Module):
-    """A U-shaped encoder-decoder that works at half the resolution of its input and below.
+class Encoder(nn.Module):
+    """From pixels to maps at 1/2, 1/4, 1/8 ... of the resolution.
 
     Args:
-        inputs, outputs: channels at full resolution.
-        widths: channels at 1/2, 1/4, 1/8 ... of the resolution.
-        blocks: residual blocks at each scale of the decoder; the encoder has one fewer (at least one).
+        inputs: channels at full resolution.
+        widths: channels at 1/2, 1/4, 1/8 ...
+        blocks: residual blocks at the coarsest scale; the others have one fewer (at least one).
         attention: whether to attend over the coarsest map.
 
-    Shapes: (N, inputs, H, W) -> (N, outputs, H, W); H and W divisible by ``2 ** len(widths)``.
+    Shapes: (N, inputs, H, W) -> one map for each width, the finest first; H and W divisible by ``2 ** len(widths)``.
     """
 
-    def __init__(self, inputs: int, outputs: int, widths: tuple[int, ...], blocks: int, attention: bool) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], blocks: int, attention: bool) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4 * inputs, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(
+        self.scales = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(max(1, blocks - 1)))) for width in widths[:-1]
         )
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths))
@@ -70,25 +74,48 @@ class EncoderDecoder(nn.Module):
         if attention:
             middle.insert(1, SelfAttention(widths[-1]))
         self.middle = nn.Sequential(*middle)
+        self.width = widths[-1]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, inputs, H, W) -> [(N, widths[0], H/2, W/2), (N, widths[1], H/4, W/4), ...]."""
+        x = self.stem(F.pixel_unshuffle(x, 2))
+        maps = []
+        for scale, down in zip(self.scales, self.down, strict=True):
+            x = scale(x)
+            maps.append(x)
+            x = down(x)
+        return [*maps, self.middle(x)]
+
+
+class Decoder(nn.Module):
+    """Back from an encoder's maps to the full resolution.
+
+    Args:
+        widths: the encoder's.
+        outputs: channels at full resolution.
+        blocks: residual blocks at each scale.
+
+    Shapes: the encoder's maps -> one map for each decoder layer, layer 1 (full resolution) first.
+    """
+
+    def __init__(self, widths: tuple[int, ...], outputs: int, blocks: int) -> None:
+        super().__init__()
         self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in itertools.pairwise(widths))
         self.merge = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for width in widths[:-1])
-        self.decoder = nn.ModuleList(
+        self.scales = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(blocks))) for width in widths[:-1]
         )
-        self.head = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1)
+        self.last = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H, W)."""
-        x = self.stem(F.pixel_unshuffle(x, 2))
-        skips = []
-        for encode, down in zip(self.encoder, self.down, strict=True):
-            x = encode(x)
-            skips.append(x)
-            x = down(x)
-        x = self.middle(x)
-        for up, merge, decode, skip in reversed(list(zip(self.up, self.merge, self.decoder, skips, strict=True))):
-            x = decode(merge(torch.cat((F.pixel_shuffle(up(x), 2), skip), 1)))
-        return F.pixel_shuffle(self.head(F.silu(x)), 2)
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """[(N, widths[0], H/2, W/2), ...] -> [(N, outputs, H, W), (N, widths[0], H/2, W/2), ...]."""
+        *skips, x = maps
+        layers = [x]
+        for up, merge, scale, skip in reversed(list(zip(self.up, self.merge, self.scales, skips, strict=True))):
+            x = scale(merge(torch.cat((F.pixel_shuffle(up(x), 2), skip), 1)))
+            layers.append(x)
+        layers.append(F.pixel_shuffle(self.last(F.silu(x)), 2))
+        return layers[::-1]
 
 
 class Finder(nn.Module):
@@ -96,26 +123,87 @@ class Finder(nn.Module):
 
     def __init__(self, config: Architecture) -> None:
         super().__init__()
-        self.body = EncoderDecoder(3, 1, config.finder_widths, blocks=1, attention=False)
+        self.encoder = Encoder(3, config.finder_widths, blocks=1, attention=False)
+        self.decoder = Decoder(config.finder_widths, 1, blocks=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1, H, W)."""
-        return self.body(image * 2 - 1)
+        return self.decoder(self.encoder(image * 2 - 1))[0]
+
+
+class Output(NamedTuple):
+    """What the decoder gives at one of the selected layers."""
+
+    image: Tensor
+    """(N, 3, h, w), the completed face (eq. 8), not clamped."""
+    field: Tensor | None
+    """(N, 2, h, w), the dense correspondence field: u and v of every pixel in [0, 1], 0 beside the face, not clamped;
+    None for an architecture without."""
+    attention: Tensor | None
+    """(N, 3, h, w), logits of the fusion's alpha (eq. 7); None for an architecture without."""
 
 
 class Completer(nn.Module):
-    """Draws a whole face from what is visible of it: (N, 3, H, W), (N, 1, H, W) in [0, 1] -> (N, 3, H, W), not clamped.
+    """Draws a whole face from what is visible of it, at every selected scale (canet sections 3.2 and 3.3).
 
     It never sees an occluded pixel: where the occlusion is 1 its input is grey.
     """
 
     def __init__(self, config: Architecture) -> None:
         super().__init__()
-        self.body = EncoderDecoder(4, 3, config.widths, config.blocks, attention=True)
+        self.encoder = Encoder(4, config.widths, config.blocks, attention=True)
+        self.decoder = Decoder(config.widths, config.full_width, config.blocks)
+        self.full = ResidualBlock(config.full_width)
+        widths = (config.full_width, *config.widths)
+        self.layers = tuple(sorted(config.layers))
+        if (
+            1 not in self.layers
+            or not set(self.layers) <= set(range(1, len(widths) + 1))
+            or len(set(self.layers)) < len(self.layers)
+        ):
+            raise UsageError(
+                f"the decoder has layers 1 (the image's own size) to {len(widths)}; architecture.layers must be some of "
+                f"them, each once, layer 1 included, got {config.layers}"
+            )
+        self.images = nn.ModuleList(
+            _fusion(widths[layer - 1]) if config.fusion else _projection(widths[layer - 1]) for layer in self.layers
+        )
+        self.fields = (
+            nn.ModuleList(nn.Conv2d(widths[layer - 1], 2, 3, padding=1) for layer in self.layers)
+            if config.dense_field
+            else None
+        )
 
-    def forward(self, image: Tensor, occlusion: Tensor) -> Tensor:
-        """(N, 3, H, W), (N, 1, H, W) -> (N, 3, H, W)."""
-        return self.body(torch.cat(((image * 2 - 1) * (1 - occlusion), occlusion), 1)) * 0.5 + 0.5
+    def forward(self, image: Tensor, occlusion: Tensor) -> list[Output]:
+        """(N, 3, H, W), (N, 1, H, W) in [0, 1] -> one Output for each selected layer, that of full size first."""
+        known = torch.lerp(image, torch.full_like(image[:1, :1, :1, :1], 0.5), occlusion)
+        maps = self.decoder(self.encoder(torch.cat((known * 2 - 1, occlusion), 1)))
+        maps[0] = self.full(maps[0])
+        outputs = []
+        for place, layer in enumerate(self.layers):
+            features, to_image = maps[layer - 1], self.images[place]
+            field = None if self.fields is None else self.fields[place](features)
+            if isinstance(to_image, DualAttentionFusion):
+                fused = to_image.parts(features, known)
+                outputs.append(Output(fused.result, field, fused.logits))
+            else:
+                outputs.append(Output(to_image(features), field, None))
+        return outputs
+
+
+def _fusion(width: int) -> DualAttentionFusion:
+    fusion = DualAttentionFusion(width)
+    # The known image starts as it is, and the drawing as grey: a start near what both become.
+    nn.init.eye_(fusion.embed.weight[:, :, 0, 0].data)
+    nn.init.zeros_(fusion.embed.bias)
+    nn.init.constant_(fusion.project.bias, 0.5)
+    return fusion
+
+
+def _projection(width: int) -> nn.Conv2d:
+    projection = nn.Conv2d(width, 3, 1)
+    nn.init.constant_(projection.bias, 0.5)
+    return projection
 
 
 class Network(nn.Module):
@@ -125,6 +213,32 @@ class Network(nn.Module):
         super().__init__()
         self.finder = Finder(config)
         self.completer = Completer(config)
+
+
+class Representation(nn.Module):
+    """E_q or E_k of the Siamese inference network (canet section 3.1): an encoder, and one layer to a unit vector.
+
+    Args:
+        encoder: of a :class:`Completer`.
+        dim: of the representation.
+    """
+
+    def __init__(self, encoder: Encoder, dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, dim)
+
+    def forward(self, image: Tensor, occlusion: Tensor) -> Tensor:
+        """(N, 3, H, W), (N, 1, H, W) in [0, 1] -> (N, dim)."""
+        known = torch.lerp(image, torch.full_like(image[:1, :1, :1, :1], 0.5), occlusion)
+        maps = self.encoder(torch.cat((known * 2 - 1, occlusion), 1))
+        return F.normalize(self.head(maps[-1].mean((2, 3))).float(), dim=1)
+
+
+def encoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The completer's encoder in a state dict of :class:`Network`."""
+    prefix = "completer.encoder."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def spread(occlusion: Tensor, radius: int) -> Tensor:

@@ -19,8 +19,12 @@ class Restorer(method.Restorer):
     A pixel of a given occlusion that is above 0 is completed as a whole, since a partly covered pixel still carries
     the occluder's colour; gaps in a found occlusion are closed, and it is grown by ``config.margin`` pixels.
 
-    Extras: ``probability`` (N, 1, H, W), of being occluded, when the occlusion was found; ``drawn`` (N, 3, H, W), the
-    whole face as the network draws it.
+    Extras, k being a selected decoder layer, whose maps have H / 2^(k-1) rows (rounded up) and so many columns:
+
+    - ``layer-k`` (N, 3, h, w): the whole face as that layer draws it; ``layer-1`` is what is restored with;
+    - ``dense-field-k`` (N, 2, h, w): u and v in [0, 1] of the face that it sees, 0 beside it (section 3.3);
+    - ``attention`` (N, 3, H, W): alpha of layer 1, 1 where what is drawn shows (eq. 7);
+    - ``probability`` (N, 1, H, W): of being occluded, when the occlusion was found.
     """
 
     finds_occlusion = True
@@ -41,7 +45,7 @@ class Restorer(method.Restorer):
         height, width = image.shape[2:]
         image = image.float()
         padding = (0, -width % self._multiple, 0, -height % self._multiple)
-        padded = F.pad(image, padding, mode="replicate")
+        padded = F.pad(image, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
         extras = {}
         if occlusion is None:
             logits = self.network.finder(padded)
@@ -49,6 +53,12 @@ class Restorer(method.Restorer):
             extras["probability"] = torch.sigmoid(logits)[..., :height, :width]
         else:
             hole = F.pad((occlusion > 0).float(), padding, mode="replicate")
-        drawn = self.network.completer(padded, hole)[..., :height, :width].clamp(0, 1)
-        extras["drawn"] = drawn
-        return method.Restored(drawn, hole[..., :height, :width], extras)
+        outputs = self.network.completer(padded, hole)
+        for layer, output in zip(self.network.completer.layers, outputs, strict=True):
+            rows, columns = -(-height // 2 ** (layer - 1)), -(-width // 2 ** (layer - 1))
+            extras[f"layer-{layer}"] = output.image[..., :rows, :columns].clamp(0, 1)
+            if output.field is not None:
+                extras[f"dense-field-{layer}"] = output.field[..., :rows, :columns].clamp(0, 1)
+        if outputs[0].attention is not None:
+            extras["attention"] = torch.sigmoid(outputs[0].attention)[..., :height, :width]
+        return method.Restored(extras["layer-1"], hole[..., :height, :width], extras)

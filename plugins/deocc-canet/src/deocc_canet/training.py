@@ -1,71 +1,114 @@
-"""The training stages: a finder, a completer and, when asked for, a discriminator, trained side by side."""
+"""The two training stages (canet section 4.2): the encoder alone by contrast, then encoder and decoder together.
+
+The occlusion finder, which the paper does not have, is trained beside the second stage.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deocc import metrics, plugins
-from deocc.data import PackedFaces
-from deocc.losses import LPIPS
+from deocc.errors import UsageError
+from deocc.losses import LPIPS, StyleLoss
 from deocc.method import Engine, Task, Training
-from deocc.occlude import occlude
-from deocc_canet.config import Augmentation, Config, Stage
-from deocc_canet.network import Discriminator, Network, settle, spread
+from deocc.ops import KeyQueue, area_downsample, info_nce
+from deocc_canet.config import Config
+from deocc_canet.faces import OccludedFaces
+from deocc_canet.losses import edges_loss, field_loss, finder_loss, identity_loss
+from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, spread
 
 
-class OccludedFaces(Dataset[dict[str, Tensor]]):
-    """Packed faces, occluded on the fly.
+class SiameseInference(Task):
+    """Contrastive training of the encoder E_q, with E_k following it and a queue of keys (section 3.1, eq. 1 and 2)."""
 
-    Items: ``image`` and ``occluded`` (3, S, S), ``occlusion`` (1, S, S), all uint8. Item ``index`` depends on ``index``
-    and ``seed`` alone; face ``index % len`` is used, occluded anew for every index.
+    best: ClassVar[str] = ""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.network = Network(config.architecture).requires_grad_(False)
+        encoder = copy.deepcopy(self.network.completer.encoder).requires_grad_(True)
+        representation = Representation(encoder, config.siamese.dim).to(memory_format=torch.channels_last)
+        self.query: nn.Module = representation
+        self.key: nn.Module = copy.deepcopy(representation).requires_grad_(False)
+        self.keys = KeyQueue(config.siamese.queue, config.siamese.dim, seed=config.siamese.training.seed)
+        self.optimizer = torch.optim.SGD(
+            self.query.parameters(), lr=config.siamese.learning_rate, momentum=0.9, weight_decay=1e-4
+        )
+
+    @property
+    def training(self) -> Training:
+        """As configured."""
+        return self.config.siamese.training
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """E_q, E_k, the queue, and the whole network that the encoder is exported in."""
+        return {"query": self.query, "key": self.key, "keys": self.keys, "network": self.network}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """That of E_q."""
+        return {"optimizer": self.optimizer}
+
+    def dataset(self, faces: Any, *, train: bool) -> Dataset[Any]:
+        """Every image with two occlusions; see :class:`OccludedFaces`."""
+        return OccludedFaces(faces, self.config.augmentation if train else None, self.training.seed, views=2)
+
+    def step(self, batch: Mapping[str, Tensor], engine: Engine, index: int) -> Mapping[str, Tensor | float]:
+        """See :meth:`deocc.method.Task.step`."""
+        settings = self.config.siamese
+        first, second = _views(batch, engine.device)
+        with torch.no_grad():
+            current = getattr(self.query, "module", self.query)
+            for slow, fast in zip(self.key.parameters(), current.parameters(), strict=True):
+                slow.lerp_(fast, 1 - settings.momentum)
+            with engine.autocast():
+                key = self.key(*second)
+        with engine.autocast():
+            query = self.query(*first)
+        loss = info_nce(query, key, self.keys.queue, temperature=settings.temperature)
+        self.optimizer.zero_grad(set_to_none=True)
+        engine.backward(loss)
+        gradient = nn.utils.clip_grad_norm_(self.query.parameters(), settings.clip)
+        self.optimizer.step()
+        self.keys.enqueue(key, gather=engine.world_size > 1)
+        return {"contrast": loss.detach(), "gradient": gradient}
+
+    def evaluate(self, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """How often a face's nearest among the batch's other occlusions is itself; chance is 1 / batch."""
+        first, second = _views(batch, next(self.query.parameters()).device)
+        nearest = (self.query(*first) @ self.query(*second).T).argmax(1)
+        right = nearest == torch.arange(len(nearest), device=nearest.device)
+        return {"found_again": float(right.float().mean())}
+
+    def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The whole network, with the encoder E_q in it."""
+        weights = dict(self.network.state_dict())
+        for name, value in self.query.encoder.state_dict().items():
+            weights[f"completer.encoder.{name}"] = value
+        return {"restorer": _halved(weights)}
+
+    def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over a network, and let both encoders start from its encoder."""
+        self.network.load_state_dict(exports["restorer"])
+        for representation in (self.query, self.key):
+            representation.encoder.load_state_dict(encoder_of(exports["restorer"]))
+
+
+class JointTraining(Task):
+    """Joint training of encoder and decoder with the losses of eq. 15, and of the finder beside them.
+
+    The finder learns from the true occlusions, the completer from true and found ones in turn: the found ones teach it
+    to live with what the finder misses, the true ones keep it honest.
     """
 
-    def __init__(self, faces: PackedFaces, augmentation: Augmentation | None, seed: int) -> None:
-        self.faces = faces
-        self.augmentation = augmentation
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.faces)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        position = index % len(self.faces)
-        image = np.array(self.faces.images[position])
-        landmarks = self.faces.landmarks[position]
-        generator = np.random.default_rng([self.seed, index])
-        occluded_share = 1.0
-        if self.augmentation is not None:
-            image, landmarks = _augment(image, landmarks, self.augmentation, generator)
-            occluded_share -= self.augmentation.unoccluded
-        if generator.random() < occluded_share:
-            made = occlude(image, landmarks, seed=int(generator.integers(2**62)))
-            occluded, occlusion = made.image, made.occlusion
-        else:
-            occluded, occlusion = image, np.zeros(image.shape[:2], np.uint8)
-        return {
-            "image": torch.from_numpy(image).permute(2, 0, 1),
-            "occluded": torch.from_numpy(occluded).permute(2, 0, 1),
-            "occlusion": torch.from_numpy(occlusion)[None],
-        }
-
-
-class Completion(Task):
-    """Train the finder with the true occlusions, and the completer with true and found ones in turn.
-
-    The found occlusions teach the completer to live with what the finder misses; the true ones keep it honest.
-    """
-
-    name = "complete"
+    best: ClassVar[str] = ""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -74,28 +117,25 @@ class Completion(Task):
         self.completer: nn.Module = network.completer
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
         self.discriminator: nn.Module = Discriminator().to(memory_format=torch.channels_last)
-        losses = self.stage.losses
+        losses, layers = config.joint.losses, config.architecture.layers
+        if not set(losses.texture_layers) <= set(layers):
+            raise UsageError(
+                f"losses.texture_layers must be among architecture.layers {layers}, got {losses.texture_layers}"
+            )
+        self.style = StyleLoss(losses.style_weights, maps=losses.style_maps) if losses.style else None
         self.perceptual = LPIPS(losses.perceptual_weights) if losses.perceptual else None
         self.recognizer = plugins.load(losses.identity_method, "recognizer") if losses.identity else None
-        self.generator_optimizer = torch.optim.AdamW(
-            [*self.finder.parameters(), *self.completer.parameters()],
-            lr=self.stage.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=1e-4,
+        self.zoom = 0.75
+        rate = config.joint.learning_rate
+        self.generator_optimizer = torch.optim.Adam(
+            [*self.finder.parameters(), *self.completer.parameters()], lr=rate, betas=(0.9, 0.99)
         )
-        self.discriminator_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=self.stage.learning_rate, betas=(0.0, 0.99), weight_decay=0.0
-        )
-
-    @property
-    def stage(self) -> Stage:
-        """The part of the configuration that is this stage's."""
-        return getattr(self.config, self.name)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.0, 0.99))
 
     @property
     def training(self) -> Training:
         """As configured."""
-        return self.stage.training
+        return self.config.joint.training
 
     def networks(self) -> Mapping[str, nn.Module]:
         """The finder, the completer, their running average and the discriminator."""
@@ -114,36 +154,40 @@ class Completion(Task):
         }
 
     def dataset(self, faces: Any, *, train: bool) -> Dataset[Any]:
-        """See :class:`OccludedFaces`; held-out faces are not augmented and all are occluded."""
-        return OccludedFaces(faces, self.config.augmentation if train else None, self.training.seed)
+        """See :class:`OccludedFaces`; held-out faces are not augmented and all are occluded.
+
+        Raises:
+            UsageError: the dense field is to be learnt, and the faces were packed without one.
+        """
+        self.zoom = faces.crop.zoom
+        if self._learns_field and faces.fields is None:
+            raise UsageError(
+                f"{faces.title} was packed without dense fields, which canet learns: pack it again with --dense-field, "
+                "or set architecture.dense_field=false"
+            )
+        augmentation = self.config.augmentation if train else None
+        return OccludedFaces(faces, augmentation, self.training.seed, dense_field=self._learns_field)
 
     def step(self, batch: Mapping[str, Tensor], engine: Engine, index: int) -> Mapping[str, Tensor | float]:
         """See :meth:`deocc.method.Task.step`."""
-        losses = self.stage.losses
-        image, occluded, occlusion = _to_float(batch, engine.device)
-        rate = self._set_learning_rate(index)
-        logs: dict[str, Tensor | float] = {"learning_rate": rate}
+        image, occluded, occlusion = (_to_float(batch[name], engine.device) for name in _NAMES)
+        field = _to_float(batch["dense_field"], engine.device) if self._learns_field else None
+        logs: dict[str, Tensor | float] = {"learning_rate": self._set_learning_rate(index)}
 
         with engine.autocast():
             logits = self.finder(occluded).float()
-        terms = {"find": _finder_loss(logits, occlusion)}
-
+        terms = {"find": finder_loss(logits, occlusion)}
         hole = self._hole(occlusion, logits.detach(), index)
         with engine.autocast():
-            drawn = self.completer(occluded, hole).float()
-        composed = image + hole * (drawn - image)
-        difference = (drawn - image).abs()
-        terms["hole"] = losses.hole * (difference * hole).sum() / (3 * hole.sum()).clamp(min=1)
-        terms["whole"] = losses.whole * difference.mean()
+            outputs = self.completer(occluded, hole)
+        terms |= self._structure(outputs, image, field)
+        terms |= self._texture(outputs, image, engine)
+        losses = self.config.joint.losses
+        # What a user sees: visible pixels as they are.
+        composed = image + hole * (outputs[0].image.float() - image)
         if losses.edges:
-            terms["edges"] = losses.edges * _edges_loss(composed - image, hole)
-        with engine.autocast():
-            if self.perceptual is not None:
-                terms["perceptual"] = losses.perceptual * self.perceptual.to(engine.device)(composed, image).mean()
-        if self.recognizer is not None:
-            terms["identity"] = losses.identity * self._identity_loss(composed, image, engine)
-        adversarial = losses.adversarial > 0 and index >= losses.adversarial_from
-        if adversarial:
+            terms["edges"] = losses.edges * edges_loss(composed - image, hole)
+        if losses.adversarial:
             self.discriminator.requires_grad_(False)
             with engine.autocast():
                 verdict = self.discriminator(composed, hole).float()
@@ -151,13 +195,12 @@ class Completion(Task):
             terms["adversarial"] = -losses.adversarial * verdict.mean()
         self.generator_optimizer.zero_grad(set_to_none=True)
         engine.backward(torch.stack(list(terms.values())).sum())
-        parameters = self.generator_optimizer.param_groups[0]["params"]
-        logs["gradient"] = nn.utils.clip_grad_norm_(parameters, 1.0)
+        logs["gradient"] = nn.utils.clip_grad_norm_(self.generator_optimizer.param_groups[0]["params"], 1.0)
         self.generator_optimizer.step()
         self._update_average(index)
         logs |= {name: term.detach() for name, term in terms.items()}
 
-        if adversarial:
+        if losses.adversarial:
             with engine.autocast():
                 real = self.discriminator(image, hole).float()
                 fake = self.discriminator(composed.detach(), hole).float()
@@ -168,59 +211,103 @@ class Completion(Task):
             logs["discriminator"] = loss.detach()
         return logs
 
-    @torch.no_grad()
     def evaluate(self, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """Of the averaged network: PSNR inside the true occlusion, given and found, and how well it is found (IoU)."""
-        image, occluded, occlusion = _to_float(batch, self._average_device)
+        """Of the averaged network: PSNR inside the true occlusion, given and found, how well it is found (IoU), and the
+        mean distance of (u, v)."""
+        image, occluded, occlusion = (_to_float(batch[name], self._average_device) for name in _NAMES)
         hole = (occlusion > 0).float()
         logits = self.average.finder(occluded)
         found = settle(logits, self.config.closing, self.config.margin)
-        given = self.average.completer(occluded, hole).clamp(0, 1)
-        blind = occluded + found * (self.average.completer(occluded, found).clamp(0, 1) - occluded)
-        return {
-            "hole_psnr": float(metrics.psnr(given, image, where=hole).mean()),
+        output = self.average.completer(occluded, hole)[0]
+        blind = occluded + found * (self.average.completer(occluded, found)[0].image.clamp(0, 1) - occluded)
+        figures = {
+            "hole_psnr": float(metrics.psnr(output.image.clamp(0, 1), image, where=hole).mean()),
             "hole_psnr_found": float(metrics.psnr(blind, image, where=hole).mean()),
             "occlusion_iou": float(metrics.occlusion_iou(torch.sigmoid(logits), occlusion).mean()),
         }
+        if self._learns_field:
+            figures["field_distance"] = float(field_loss(output.field, _to_float(batch["dense_field"], image.device)))
+        return figures
 
-    @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The faces, occluded, what is found and what is restored by the averaged network, without being told."""
-        image, occluded, _ = _to_float(batch, self._average_device)
+        image, occluded, _ = (_to_float(batch[name], self._average_device) for name in _NAMES)
         found = settle(self.average.finder(occluded), self.config.closing, self.config.margin)
-        drawn = self.average.completer(occluded, found).clamp(0, 1)
-        return {
+        output = self.average.completer(occluded, found)[0]
+        rows = {
             "original": image,
             "occluded": occluded,
             "found": found.expand(-1, 3, -1, -1),
-            "restored": occluded + found * (drawn - occluded),
+            "restored": occluded + found * (output.image.clamp(0, 1) - occluded),
         }
+        if output.field is not None:
+            rows |= {name: output.field[:, [i] * 3].clamp(0, 1) for i, name in enumerate("UV")}
+        return rows
 
     def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """The averaged network, in float16: half the file, and no restored byte differs by more than one."""
-        return {"restorer": {name: value.half() for name, value in self.average.state_dict().items()}}
+        """The averaged network."""
+        return {"restorer": _halved(self.average.state_dict())}
 
     def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over the averaged network of the stage before."""
-        weights = exports["restorer"]
+        """Take over the network of the stage before: all of it, or, without contrast, all but its encoder."""
+        weights = dict(exports["restorer"])
+        if not self.config.contrastive:
+            own = self.average.state_dict()
+            weights |= {name: own[name] for name in weights if name.startswith("completer.encoder.")}
         self.average.load_state_dict(weights)
         for name in ("finder", "completer"):
-            prefix = f"{name}."
-            part = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-            getattr(self, name).load_state_dict(part)
+            getattr(self, name).load_state_dict(getattr(self.average, name).state_dict())
+
+    @property
+    def _learns_field(self) -> bool:
+        return self.config.architecture.dense_field and self.config.joint.losses.dense_field > 0
 
     @property
     def _average_device(self) -> torch.device:
         return next(self.average.parameters()).device
 
+    def _structure(self, outputs: list[Output], image: Tensor, field: Tensor | None) -> dict[str, Tensor]:
+        """Reconstruction and dense field at every selected layer, averaged over these (eq. 13 and 15)."""
+        losses = self.config.joint.losses
+        size = [tuple(output.image.shape[2:]) for output in outputs]
+        wanted = [area_downsample(image, one) for one in size]
+        errors = [(output.image.float() - true).abs().mean() for output, true in zip(outputs, wanted, strict=True)]
+        terms = {"reconstruction": losses.reconstruction * torch.stack(errors).mean()}
+        if field is not None:
+            fields = [area_downsample(field, one) for one in size]
+            errors = [field_loss(output.field.float(), true) for output, true in zip(outputs, fields, strict=True)]
+            terms["field"] = losses.dense_field * torch.stack(errors).mean()
+        return terms
+
+    def _texture(self, outputs: list[Output], image: Tensor, engine: Engine) -> dict[str, Tensor]:
+        """Style, identity and perceptual distance at the texture layers, averaged over these (eq. 14 and 15)."""
+        losses = self.config.joint.losses
+        place = {layer: i for i, layer in enumerate(sorted(self.config.architecture.layers))}
+        terms: dict[str, list[Tensor]] = {}
+        for layer in losses.texture_layers:
+            drawn = outputs[place[layer]].image.float().clamp(0, 1)
+            true = area_downsample(image, tuple(drawn.shape[2:]))
+            with engine.autocast():
+                if self.style is not None:
+                    terms.setdefault("style", []).append(losses.style * self.style.to(engine.device)(drawn, true))
+                if self.perceptual is not None:
+                    distance = self.perceptual.to(engine.device)(drawn, true).mean()
+                    terms.setdefault("perceptual", []).append(losses.perceptual * distance)
+            if self.recognizer is not None:
+                recognizer = self.recognizer.to(engine.device)
+                distance = identity_loss(recognizer, drawn, true, self.zoom, engine, views=losses.identity_views)
+                terms.setdefault("identity", []).append(losses.identity * distance)
+        return {name: torch.stack(values).mean() for name, values in terms.items()}
+
     def _set_learning_rate(self, index: int) -> float:
-        stage = self.stage
-        progress = index / max(1, stage.training.steps)
-        share = min(1.0, (index + 1) / max(1, stage.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+        settings = self.config.joint
+        share = min(1.0, (index + 1) / max(1, settings.warmup))
+        if settings.decay:
+            share *= 0.5 * (1 + math.cos(math.pi * index / settings.training.steps))
         for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
             for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * share
-        return stage.learning_rate * share
+                group["lr"] = settings.learning_rate * share
+        return settings.learning_rate * share
 
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
         """True occlusions, grown by 0 to 3 pixels, for one half of the batch; found ones for the other."""
@@ -229,40 +316,10 @@ class Completion(Task):
         odd = (torch.arange(len(true), device=true.device) % 2).view(-1, 1, 1, 1)
         return torch.where(odd == 1, found, true)
 
-    def _identity_loss(self, composed: Tensor, image: Tensor, engine: Engine) -> Tensor:
-        """1 - cosine, looked at through a slight blur and from another place, angle and side for every face.
-
-        Seen sharp and always from the same place, the recognizer teaches the completer a pattern that pleases it and
-        nobody else.
-        """
-        recognizer = self.recognizer.to(engine.device)
-        count, device = len(image), image.device
-
-        def spread_evenly(most: float, *shape: int) -> Tensor:
-            return most * (2 * torch.rand(count, *shape, device=device) - 1)
-
-        scale, angle = 0.75 / recognizer.crop_zoom * (1 + spread_evenly(0.09)), spread_evenly(0.15)
-        side = torch.randint(2, (count,), device=device) * 2.0 - 1
-        cosine, sine = scale * angle.cos(), scale * angle.sin()
-        turn = torch.stack((side * cosine, -sine, side * sine, cosine), 1).view(count, 2, 2)
-        theta = torch.cat((turn, spread_evenly(0.075, 2, 1)), 2)
-        grid = F.affine_grid(theta, [count, 3, recognizer.crop_size, recognizer.crop_size], align_corners=False)
-
-        def embed(faces: Tensor) -> Tensor:
-            faces = F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)
-            crops = F.grid_sample(faces, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            crops = crops.contiguous(memory_format=torch.channels_last)
-            with engine.autocast():
-                return F.normalize(recognizer(crops.clamp(0, 1)).float(), dim=1)
-
-        with torch.no_grad():
-            wanted = embed(image)
-        return 1 - (embed(composed) * wanted).sum(1).mean()
-
     @torch.no_grad()
     def _update_average(self, index: int) -> None:
-        # A fixed decay would keep the random start for thousands of steps.
-        decay = min(self.config.average, (1 + index) / (10 + index))
+        # A fixed decay would keep the start for thousands of steps.
+        decay = min(self.config.joint.average, (1 + index) / (10 + index))
         for name in ("finder", "completer"):
             current = getattr(self, name)
             current = getattr(current, "module", current)
@@ -270,65 +327,21 @@ class Completion(Task):
                 mean.lerp_(value, 1 - decay)
 
 
-class Beginning(Completion):
-    """The first stage: the same step, with losses and a schedule of its own."""
-
-    name = "begin"
+_NAMES = ("image", "occluded", "occlusion")
 
 
-class Refinement(Completion):
-    """The third stage, likewise: where the identity term comes in."""
-
-    name = "refine"
+def _to_float(value: Tensor, device: torch.device) -> Tensor:
+    return value.to(device, torch.float32, memory_format=torch.channels_last) / 255
 
 
-class Polishing(Completion):
-    """The last stage, likewise: where patterns that the identity term has drawn go."""
-
-    name = "polish"
-
-
-def _to_float(batch: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    image, occluded, occlusion = (
-        batch[name].to(device, torch.float32, memory_format=torch.channels_last) / 255
-        for name in ("image", "occluded", "occlusion")
+def _views(batch: Mapping[str, Tensor], device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Image and occlusion of both views."""
+    image, occlusion, other_image, other_occlusion = (
+        _to_float(batch[name], device) for name in ("occluded", "occlusion", "other_occluded", "other_occlusion")
     )
-    return image, occluded, occlusion
+    return (image, (occlusion > 0).float()), (other_image, (other_occlusion > 0).float())
 
 
-def _edges_loss(error: Tensor, hole: Tensor) -> Tensor:
-    """Mean absolute difference between neighbours' errors: (N, 3, H, W) and (N, 1, H, W) -> scalar."""
-    across, down = error.diff(dim=3).abs() * hole[..., 1:], error.diff(dim=2).abs() * hole[..., 1:, :]
-    return (across.sum() + down.sum()) / (3 * hole.sum()).clamp(min=1)
-
-
-def _finder_loss(logits: Tensor, occlusion: Tensor) -> Tensor:
-    """Cross-entropy and soft Dice: the one calibrates, the other keeps small occlusions from being ignored."""
-    probability = torch.sigmoid(logits)
-    overlap = 2 * (probability * occlusion).sum((1, 2, 3)) + 1
-    dice = overlap / (probability.sum((1, 2, 3)) + occlusion.sum((1, 2, 3)) + 1)
-    return F.binary_cross_entropy_with_logits(logits, occlusion) + 0.2 * (1 - dice).mean()
-
-
-def _augment(
-    image: np.ndarray, landmarks: np.ndarray, augmentation: Augmentation, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    size = image.shape[0]
-    angle = math.radians(augmentation.rotate * generator.uniform(-1, 1))
-    scale = 1 + augmentation.scale * generator.uniform(-1, 1)
-    shift = augmentation.shift * size * generator.uniform(-1, 1, 2)
-    flip = -1.0 if generator.random() < 0.5 else 1.0
-    centre = np.array([(size - 1) / 2] * 2)
-    linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear[:, 0] *= flip
-    offset = centre + shift - linear @ centre
-    image = cv2.warpAffine(image, np.c_[linear, offset], (size, size), borderMode=cv2.BORDER_REFLECT_101)
-    landmarks = (landmarks @ linear.T + offset).astype(np.float32)
-    if flip < 0:
-        landmarks = landmarks[[1, 0, 2, 4, 3]]
-    brightness, contrast, saturation = 1 + augmentation.light * generator.uniform(-1, 1, 3)
-    light = image.astype(np.float32)
-    grey = light @ np.array([0.299, 0.587, 0.114], np.float32)
-    light = grey[..., None] + saturation * (light - grey[..., None])
-    light = brightness * (contrast * (light - 128) + 128)
-    return np.clip(light + 0.5, 0, 255).astype(np.uint8), landmarks
+def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float16: half the file, and no restored byte differs by more than one."""
+    return {name: value.half() for name, value in weights.items()}

@@ -1,0 +1,70 @@
+"""The losses of section 3.4, each on images of one decoder layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deocc.method import Engine, Recognizer
+
+
+def field_loss(predicted: Tensor, field: Tensor) -> Tensor:
+    """Mean over the pixels of the distance between (u, v) and the true one (eq. 9): (N, 2, h, w) twice -> scalar."""
+    # The square root has no derivative at 0.
+    return ((predicted - field).square().sum(1) + 1e-8).sqrt().mean()
+
+
+def edges_loss(error: Tensor, hole: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours' errors: (N, 3, H, W) and (N, 1, H, W) -> scalar."""
+    across, down = error.diff(dim=3).abs() * hole[..., 1:], error.diff(dim=2).abs() * hole[..., 1:, :]
+    return (across.sum() + down.sum()) / (3 * hole.sum()).clamp(min=1)
+
+
+def finder_loss(logits: Tensor, occlusion: Tensor) -> Tensor:
+    """Cross-entropy and soft Dice: the one calibrates, the other keeps small occlusions from being ignored."""
+    probability = torch.sigmoid(logits)
+    overlap = 2 * (probability * occlusion).sum((1, 2, 3)) + 1
+    dice = overlap / (probability.sum((1, 2, 3)) + occlusion.sum((1, 2, 3)) + 1)
+    return F.binary_cross_entropy_with_logits(logits, occlusion) + 0.2 * (1 - dice).mean()
+
+
+def identity_loss(
+    recognizer: Recognizer, image: Tensor, true: Tensor, zoom: float, engine: Engine, *, views: bool
+) -> Tensor:
+    """Mean squared distance of unit embeddings (eq. 12), which is 2 - 2 cosine.
+
+    Args:
+        recognizer: a differentiable one, on the images' device.
+        image, true: (N, 3, h, w), the face completed and the true one.
+        zoom: of these crops, see :class:`deocc.faces.Crop`.
+        engine: whose precision is used.
+        views: whether to look through a slight blur, from another place, angle and side for every face.
+    """
+    count, device = len(image), image.device
+
+    def spread_evenly(most: float, *shape: int) -> Tensor:
+        return (
+            most * (2 * torch.rand(count, *shape, device=device) - 1)
+            if views
+            else torch.zeros(count, *shape).to(device)
+        )
+
+    scale, angle = zoom / recognizer.crop_zoom * (1 + spread_evenly(0.09)), spread_evenly(0.15)
+    side = torch.randint(2, (count,), device=device) * 2.0 - 1 if views else torch.ones(count, device=device)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    turn = torch.stack((side * cosine, -sine, side * sine, cosine), 1).view(count, 2, 2)
+    theta = torch.cat((turn, spread_evenly(0.075, 2, 1)), 2)
+    grid = F.affine_grid(theta, [count, 3, recognizer.crop_size, recognizer.crop_size], align_corners=False)
+
+    def embed(faces: Tensor) -> Tensor:
+        if views:
+            faces = F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)
+        crops = F.grid_sample(faces, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        crops = crops.contiguous(memory_format=torch.channels_last)
+        with engine.autocast():
+            return F.normalize(recognizer(crops.clamp(0, 1)).float(), dim=1)
+
+    with torch.no_grad():
+        wanted = embed(true)
+    return (embed(image) - wanted).square().sum(1).mean()
