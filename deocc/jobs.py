@@ -351,23 +351,49 @@ def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
     import numpy as np
 
     from deocc.images import write_image
+    from deocc.report import contact_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
     notes = []
     for number, face in enumerate(faces, 1):
-        for name in ("before", "occlusion", "after"):
-            write_image(folder / f"{number}-{name}.png", getattr(face, name), overwrite=True)
+        pictures = {"before": face.before, "occlusion": face.occlusion}
         for name, values in face.extras.items():
-            shown = values[0] if values.shape[0] == 1 else values.transpose(1, 2, 0)
-            if values.shape[0] in (1, 3) and values.min() >= 0 and values.max() <= 1:
-                picture = (shown * 255).round().astype(np.uint8)
-                write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
-            else:  # no picture: a field, say
+            shown = _pictures_of(name, values)
+            pictures |= shown
+            if not (len(shown) == 1 and name in shown):
                 with atomic_write(folder / f"{number}-{name}.npy") as file:
                     np.save(file, values)
+        pictures["after"] = face.after
+        for name, picture in pictures.items():
+            write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
+        row = contact_sheet([[_as_large_as(face.before, picture) for picture in pictures.values()]], columns=[*pictures])
+        write_image(folder / f"{number}-row.png", row, overwrite=True)
         notes.append({"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "matrix": face.matrix.tolist()})
     with atomic_write(folder / "faces.json") as file:
         file.write(json.dumps(notes, indent=1).encode())
+
+
+def _pictures_of(name: str, values: NDArray[np.float32]) -> dict[str, NDArray[np.uint8]]:
+    """An extra (C, h, w) as pictures: grey of one channel, RGB of three, U and V in colours of two; else none."""
+    from deocc.faces import colour_field
+
+    if values.min() < 0 or values.max() > 1:
+        return {}
+    if len(values) == 2:
+        return {f"{name}-{axis}": colour_field(values[place]) for place, axis in enumerate("uv")}
+    if len(values) not in (1, 3):
+        return {}
+    levels = (values * 255).round().astype("uint8")
+    return {name: levels[0] if len(values) == 1 else levels.transpose(1, 2, 0)}
+
+
+def _as_large_as(face: NDArray[np.uint8], picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as RGB of the face's size; its pixels are seen where it is smaller."""
+    import cv2
+    import numpy as np
+
+    grown = cv2.resize(picture, face.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    return np.repeat(grown[:, :, None], 3, axis=2) if grown.ndim == 2 else grown  # type: ignore[return-value]
 
 
 class _Pages:

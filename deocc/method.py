@@ -95,7 +95,9 @@ class Restored(NamedTuple):
     Attributes:
         image: (N, 3, H, W) in [0, 1], the faces with the occluded pixels restored. Restored pixels are invented.
         occlusion: (N, 1, H, W) in [0, 1], the occlusion that was restored: the one given, or the one found.
-        extras: anything else worth showing or keeping (coarse outputs, attention, fields), name -> (N, C, h, w).
+        extras: anything else worth showing or keeping (coarse outputs, attention, fields), name -> (N, C, h, w), shown
+            in their order. Of values in [0, 1], one channel is shown as grey, three as RGB, and two as the maps of a
+            dense field, U and V, in colours.
     """
 
     image: Tensor
