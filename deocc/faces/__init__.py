@@ -3,7 +3,8 @@
 from deocc.faces.crop import TEMPLATE_112, Crop, align, paste_back
 from deocc.faces.dense_field import DenseField, colour_field, dense_field
 from deocc.faces.detector import Detector, Face
-from deocc.faces.face_model import FaceMesh, FaceModel, face_model
+from deocc.faces.face_model import FaceMesh, FaceModel
+from deocc.faces.morphable import MorphableModel, face_model
 
 __all__ = [
     "TEMPLATE_112",
@@ -13,6 +14,7 @@ __all__ = [
     "Face",
     "FaceMesh",
     "FaceModel",
+    "MorphableModel",
     "align",
     "colour_field",
     "dense_field",

@@ -6,6 +6,7 @@ surface, ``coordinates``: the same for every face.
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from importlib.resources import files
@@ -15,7 +16,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deocc.errors import UsageError
 from deocc.faces.crop import Crop, Points, align, inverse
 from deocc.faces.detector import quiet_opencv
 from deocc.images import check_image
@@ -145,8 +145,8 @@ def _packaged(name: str) -> bytes:
     return files("deocc.faces").joinpath("models", name).read_bytes()
 
 
-def face_model(name: str) -> FaceModel:
-    """The face model that a command line names: ``facemesh``."""
-    if name != "facemesh":
-        raise UsageError(f"there is no face model {name!r}")
+
+@functools.cache
+def face_mesh() -> FaceMesh:
+    """The one that is used where none is named."""
     return FaceMesh()
