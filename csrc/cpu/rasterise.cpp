@@ -19,13 +19,6 @@ int64_t side(Point a, Point b, Point c) { return (b.x - a.x) * (c.y - a.y) - (b.
 // to the triangle that lies below it or to its right.
 int64_t least(Point a, Point b) { return b.y < a.y || (b.y == a.y && b.x > a.x) ? 0 : 1; }
 
-// What is nearest at a pixel: weights are those of the triangle's second and third corner.
-struct Seen {
-  double depth = std::numeric_limits<double>::infinity();
-  int64_t triangle = -1;
-  double second, third;
-};
-
 Point corner(const float* vertex) {
   return {std::llrint(vertex[0] * double(kSubpixels)), std::llrint(vertex[1] * double(kSubpixels))};
 }
@@ -43,11 +36,12 @@ static_assert(kSubpixels == 1 << 8);
 }  // namespace
 
 void rasterise(const Mesh& mesh, float* field, bool* covered, int64_t height, int64_t width) {
-  std::vector<Seen> picture(height * width);
+  const int64_t pixels = height * width;
+  std::fill_n(field, mesh.channels * pixels, 0.0f);
+  std::vector<double> nearest(pixels, std::numeric_limits<double>::infinity());
   for (int64_t t = 0; t < mesh.triangle_count; ++t) {
-    const int32_t* index = mesh.triangles + 3 * t;
-    const float *v0 = mesh.vertices + 3 * int64_t(index[0]), *v1 = mesh.vertices + 3 * int64_t(index[1]),
-                *v2 = mesh.vertices + 3 * int64_t(index[2]);
+    const int64_t i0 = mesh.triangles[3 * t], i1 = mesh.triangles[3 * t + 1], i2 = mesh.triangles[3 * t + 2];
+    const float *v0 = mesh.vertices + 3 * i0, *v1 = mesh.vertices + 3 * i1, *v2 = mesh.vertices + 3 * i2;
     const Point p0 = corner(v0), p1 = corner(v1), p2 = corner(v2);
     const int64_t left = first_pixel(p0.x, p1.x, p2.x), right = last_pixel(p0.x, p1.x, p2.x, width);
     const int64_t top = first_pixel(p0.y, p1.y, p2.y), bottom = last_pixel(p0.y, p1.y, p2.y, height);
@@ -58,32 +52,28 @@ void rasterise(const Mesh& mesh, float* field, bool* covered, int64_t height, in
     const int64_t least0 = least(p2, p1), least1 = least(p0, p2), least2 = least(p1, p0);
     const int64_t step0 = (p2.y - p1.y) * kSubpixels, step1 = (p0.y - p2.y) * kSubpixels,
                   step2 = (p1.y - p0.y) * kSubpixels;
-    const double depth = v0[2], depth1 = double(v1[2]) - depth, depth2 = double(v2[2]) - depth;
     for (int64_t y = top; y <= bottom; ++y) {
       const Point at{left * kSubpixels, y * kSubpixels};
       int64_t side0 = side(p2, p1, at), side1 = side(p0, p2, at), side2 = side(p1, p0, at);
-      Seen* seen = picture.data() + y * width + left;
-      for (int64_t x = left; x <= right; ++x, ++seen, side0 += step0, side1 += step1, side2 += step2) {
+      for (int64_t x = left; x <= right; ++x, side0 += step0, side1 += step1, side2 += step2) {
         if (side0 < least0 || side1 < least1 || side2 < least2) continue;
-        const double second = double(side1) / double(area), third = double(side2) / double(area);
-        const double here = depth + second * depth1 + third * depth2;
-        if (here < seen->depth) *seen = {here, t, second, third};
+        const double weight1 = double(side1) / double(area), weight2 = double(side2) / double(area);
+        const auto mixed = [&](double a0, double a1, double a2) {
+          return a0 + weight1 * (a1 - a0) + weight2 * (a2 - a0);
+        };
+        const int64_t pixel = y * width + x;
+        const double depth = mixed(v0[2], v1[2], v2[2]);
+        if (depth >= nearest[pixel]) continue;
+        nearest[pixel] = depth;
+        for (int64_t c = 0; c < mesh.channels; ++c) {
+          const float* of = mesh.attributes + c;
+          field[c * pixels + pixel] =
+              float(mixed(of[i0 * mesh.channels], of[i1 * mesh.channels], of[i2 * mesh.channels]));
+        }
       }
     }
   }
-  for (int64_t pixel = 0; pixel < height * width; ++pixel) {
-    const Seen& seen = picture[pixel];
-    covered[pixel] = seen.triangle >= 0;
-    for (int64_t c = 0; c < mesh.channels; ++c) {
-      float value = 0;
-      if (covered[pixel]) {
-        const int32_t* index = mesh.triangles + 3 * seen.triangle;
-        const auto of = [&](int k) { return double(mesh.attributes[index[k] * mesh.channels + c]); };
-        value = float(of(0) + seen.second * (of(1) - of(0)) + seen.third * (of(2) - of(0)));
-      }
-      field[c * height * width + pixel] = value;
-    }
-  }
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) covered[pixel] = std::isfinite(nearest[pixel]);
 }
 
 }  // namespace deocc

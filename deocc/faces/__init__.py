@@ -3,7 +3,7 @@
 from deocc.faces.crop import TEMPLATE_112, Crop, align, paste_back
 from deocc.faces.dense_field import DenseField, colour_field, dense_field
 from deocc.faces.detector import Detector, Face
-from deocc.faces.face_model import FaceMesh, FaceModel
+from deocc.faces.face_mesh import FaceMesh, FaceModel
 from deocc.faces.morphable import MorphableModel, face_model
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from deocc.errors import InputError, UsageError
 from deocc.faces.crop import Crop, Matrix, Points
-from deocc.faces.face_model import FaceModel, face_mesh
+from deocc.faces.face_mesh import FaceModel, default_mesh
 from deocc.images import check_image
 
 Array = npt.NDArray[np.uint8]
@@ -63,7 +63,7 @@ def dense_field(
     check_image(image)
     to_maps = _to_maps(image, landmarks, size)
     shape = (size.size, size.size) if isinstance(size, Crop) else size or image.shape[:2]
-    model = model or face_mesh()
+    model = model or default_mesh()
     vertices = model.fit(image, landmarks)
     if vertices is None:
         return DenseField(np.zeros((2, *shape), np.float32), np.zeros(shape, np.bool_))

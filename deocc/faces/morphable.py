@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deocc.errors import InputError, MissingDependencyError, UsageError
 from deocc.faces.crop import Points
-from deocc.faces.face_model import FaceModel, face_mesh, unwrap
+from deocc.faces.face_mesh import FaceModel, default_mesh, unwrap
 from deocc.faces.matlab import read_matlab
 from deocc.files import sha256
 
@@ -128,8 +128,9 @@ class MorphableModel:
         self.shapes = shapes.astype(np.float32)
         self.expressions = expressions.astype(np.float32)
         self.triangles: npt.NDArray[np.int32] = triangles.astype(np.int32)
-        a, b, c = (self.mean[corner, :2] for corner in self.triangles.T)
-        if np.cross(b - a, c - a).sum() < 0:  # it looks to the front, so what is seen of it is most of its surface
+        a, b, c = (self.mean[corner, :2].T for corner in self.triangles.T)
+        areas = (b - a)[0] * (c - a)[1] - (b - a)[1] * (c - a)[0]
+        if areas.sum() < 0:  # it looks to the front, where most of its surface is
             self.triangles = self.triangles[:, ::-1].copy()
         self.coordinates = unwrap(self.mean)
 
@@ -160,7 +161,7 @@ class MorphableModel:
             raise InputError(f"{path} must be a morphable model with the suffix {', '.join(readers)}")
         try:
             parts = readers[path.suffix](path)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is no morphable model that deocc reads ({error})") from error
@@ -179,7 +180,7 @@ class MorphableModel:
         Raises:
             InputError: not such arrays, or a face that lies wholly beyond the photo.
         """
-        points = face_mesh().fit(image, landmarks)
+        points = default_mesh().fit(image, landmarks)
         if points is None:
             return None
         return self.fit_points(points[[_MESH_POINTS[number] for number in self.landmarks], :2])
@@ -210,7 +211,7 @@ class MorphableModel:
         for _ in range(_ROUNDS):
             scaled, shift = _pose(mean + np.tensordot(weights, basis, 1), wanted)
             rest = wanted - shift - mean @ scaled[:2].T
-            design = (basis @ scaled[:2].T).reshape(len(basis), -1)
+            design = (basis @ scaled[:2].T).reshape(len(basis), 2 * len(points))
             ridge = (_NOISE * spread) ** 2 * np.eye(len(basis))
             weights = np.linalg.solve(design @ design.T + ridge, design @ rest.ravel())
         few = weights.astype(np.float32)
@@ -231,7 +232,7 @@ def face_model(name: str) -> FaceModel:
         InputError: a file that is no such model.
     """
     if name == "facemesh":
-        return face_mesh()
+        return default_mesh()
     if not Path(name).is_file():
         raise UsageError(f"a face model is 'facemesh' or the file of a morphable model, got {name!r}")
     return MorphableModel.read(name)

@@ -32,31 +32,31 @@ def rasterise(
     """
     field = np.zeros((attributes.shape[1], *size), np.float32)
     nearest = np.full(size, np.inf)
-    corners = np.rint(vertices[:, :2].astype(np.float64) * SUBPIXELS).astype(np.int64)
-    for triangle in triangles:
-        a, b, c = corners[triangle]
-        area = _side(a, c, *b)
-        if area <= 0:  # seen from behind or from the edge
-            continue
-        left, top = np.maximum(-(-np.minimum(np.minimum(a, b), c) // SUBPIXELS), 0)
-        right, bottom = np.minimum(np.maximum(np.maximum(a, b), c) // SUBPIXELS, (size[1] - 1, size[0] - 1))
-        if left > right or top > bottom:  # no pixel's centre is near
-            continue
-        box = np.s_[top : bottom + 1, left : right + 1]
+    corners = np.rint(vertices[:, :2].astype(np.float64) * SUBPIXELS).astype(np.int64)[triangles]
+    # The pixels whose centres can lie inside: (T, 2), x and y.
+    first = np.maximum(-(-corners.min(axis=1) // SUBPIXELS), 0)
+    last = np.minimum(corners.max(axis=1) // SUBPIXELS, (size[1] - 1, size[0] - 1))
+    a, b, c = corners.transpose(1, 2, 0)
+    area = _side(a, c, *b)  # twice; negative when seen from behind
+    for t in np.flatnonzero((area > 0) & (first <= last).all(axis=1)):
+        a, b, c = corners[t]
+        box = np.s_[first[t, 1] : last[t, 1] + 1, first[t, 0] : last[t, 0] + 1]
         y, x = np.mgrid[box] * SUBPIXELS
         # A corner's weight is the area between the pixel and the two other corners. All three are positive inside.
-        sides = [(c, b), (a, c), (b, a)]
-        weights = np.stack([_side(*edge, x, y) for edge in sides])
-        inside = np.all([weight >= _least(*edge) for weight, edge in zip(weights, sides, strict=True)], axis=0)
-        _, second, third = weights / area
-        depth, depth1, depth2 = vertices[triangle, 2].astype(np.float64)
-        here = depth + second * (depth1 - depth) + third * (depth2 - depth)
-        drawn = inside & (here < nearest[box])
-        nearest[box][drawn] = here[drawn]
-        value, value1, value2 = attributes[triangle].astype(np.float64)[:, :, None, None]
-        mixed = value + second * (value1 - value) + third * (value2 - value)
-        field[:, *box][:, drawn] = mixed[:, drawn]
+        edges = [(c, b), (a, c), (b, a)]
+        sides = [_side(*edge, x, y) for edge in edges]
+        inside = np.all([side >= _least(*edge) for side, edge in zip(sides, edges, strict=True)], axis=0)
+        weights = sides[1] / area[t], sides[2] / area[t]
+        depth = _mixed(weights, *vertices[triangles[t], 2].astype(np.float64))
+        drawn = inside & (depth < nearest[box])
+        nearest[box][drawn] = depth[drawn]
+        value = _mixed(weights, *attributes[triangles[t]].astype(np.float64)[:, :, None, None])
+        field[:, *box][:, drawn] = value[:, drawn]
     return field, nearest < np.inf
+
+
+def _mixed(weights: tuple[Any, Any], a0: Any, a1: Any, a2: Any) -> Any:
+    return a0 + weights[0] * (a1 - a0) + weights[1] * (a2 - a0)
 
 
 def _side(a: NDArray[np.int64], b: NDArray[np.int64], x: Any, y: Any) -> Any:

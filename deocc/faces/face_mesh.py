@@ -147,6 +147,6 @@ def _packaged(name: str) -> bytes:
 
 
 @functools.cache
-def face_mesh() -> FaceMesh:
+def default_mesh() -> FaceMesh:
     """The one that is used where none is named."""
     return FaceMesh()
