@@ -5,12 +5,15 @@
 
 #include "build_info.h"
 #include "composite.h"
+#include "rasterise.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Bytes = py::array_t<uint8_t, py::array::c_style>;
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+using Bytes = Array<uint8_t>;
 
 void check(bool fits, const char* message) {
   if (!fits) throw py::value_error(message);
@@ -34,6 +37,25 @@ Bytes composite_uint8(const Bytes& image, const Bytes& fill, const Bytes& occlus
   return out;
 }
 
+py::tuple rasterise(const Array<float>& vertices, const Array<int32_t>& triangles, const Array<float>& attributes,
+                    int64_t height, int64_t width) {
+  check(vertices.ndim() == 2 && vertices.shape(1) == 3, "rasterise: vertices must have shape (V, 3)");
+  check(triangles.ndim() == 2 && triangles.shape(1) == 3, "rasterise: triangles must have shape (T, 3)");
+  check(attributes.ndim() == 2 && attributes.shape(0) == vertices.shape(0),
+        "rasterise: attributes must have shape (V, C)");
+  const int64_t channels = attributes.shape(1);
+  Array<float> field({channels, height, width});
+  Array<bool> covered({height, width});
+  const deocc::Mesh mesh{vertices.data(), triangles.data(), attributes.data(), triangles.shape(0), channels};
+  float* to = field.mutable_data();
+  bool* where = covered.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    deocc::rasterise(mesh, to, where, height, width);
+  }
+  return py::make_tuple(field, covered);
+}
+
 py::dict build_info() {
   namespace build = deocc::build;
   py::dict info;
@@ -54,5 +76,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.def("composite_uint8", &composite_uint8, py::arg("image").noconvert(), py::arg("fill").noconvert(),
         py::arg("occlusion").noconvert());
+  m.def("rasterise", &rasterise, py::arg("vertices").noconvert(), py::arg("triangles").noconvert(),
+        py::arg("attributes").noconvert(), py::arg("height"), py::arg("width"));
   m.def("build_info", &build_info);
 }

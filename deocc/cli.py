@@ -219,6 +219,8 @@ class Pack(Verb):
         size: Side of the aligned crops, in pixels.
         zoom: Scale of the ArcFace template in the crop: 1 is the face from brows to chin, 0.75 has hair and chin
             inside.
+        dense_field: Pack each face's dense correspondence field too, for methods that learn it: facemesh (packaged), or
+            a morphable model's file. By default there are no fields.
         limit: Pack the first so many images only.
         workers: Processes that decode and align; 0 does it in this one. The result is the same.
     """
@@ -229,25 +231,38 @@ class Pack(Verb):
     split: str | None = None
     size: int = 128
     zoom: float = 0.75
+    dense_field: Annotated[str | None, arg(metavar="facemesh|FILE")] = None
     limit: int | None = None
     workers: int = 0
 
     def run(self) -> int:
         """Pack."""
         from deocc.data import pack
-        from deocc.faces import Crop
+        from deocc.faces import Crop, face_model
         from deocc.files import make_folder
 
         crop = Crop(self.size, self.zoom)
         source = _source(self.kind, self.source, self.split)
+        model = None if self.dense_field is None else face_model(self.dense_field)
         make_folder(self.out.parent)
         with _progress(f"packing {self.source}") as progress:
-            report = pack(source, self.out, crop=crop, limit=self.limit, workers=self.workers, progress=progress)
+            report = pack(
+                source,
+                self.out,
+                crop=crop,
+                dense_field=model,
+                limit=self.limit,
+                workers=self.workers,
+                progress=progress,
+            )
         for name, note in report.notes.items():
             print(f"{name}: {note}", file=sys.stderr)
         for name, reason in report.skipped.items():
             print(f"{name}: skipped: {reason}", file=sys.stderr)
-        print(f"{report.path}: {report.faces} faces, {len(report.skipped)} images skipped, {report.seconds:.1f} s")
+        for name in report.without_field:
+            print(f"{name}: the face model sees no face, its field is empty", file=sys.stderr)
+        fields = "" if model is None else f"{len(report.without_field)} without a field, "
+        print(f"{report.path}: {report.faces} faces, {fields}{len(report.skipped)} images skipped, {report.seconds:.1f} s")
         return 0
 
 

@@ -19,6 +19,8 @@ __all__ = ["PackedFace", "PackedFaces", "RowView", "check", "concatenate"]
 
 FORMAT = "deocc packed faces"
 VERSION = 1
+IMAGES, LANDMARKS, FIELDS = "images.npy", "landmarks.npy", "fields.npy"
+"""The files of a pack beside its index. Fields are there where the index names their face model."""
 
 
 class PackedFace(NamedTuple):
@@ -29,12 +31,14 @@ class PackedFace(NamedTuple):
         landmarks: float32 (5, 2), x and y in pixels of the crop.
         identity: number of the identity, -1 when nobody is named.
         name: the name of the image in its data set.
+        field: uint8 (S, S, 3): U, V and where the face is, see :attr:`PackedFaces.fields`; None where not packed.
     """
 
     image: npt.NDArray[np.uint8]
     landmarks: npt.NDArray[np.float32]
     identity: int
     name: str
+    field: npt.NDArray[np.uint8] | None = None
 
 
 class RowView:
@@ -81,6 +85,10 @@ class PackedFaces:
 
     Attributes:
         images: uint8 RGB (N, S, S, 3): a memory map, or a :class:`RowView` after ``subset`` or ``concatenate``.
+        fields: the dense fields of the faces, None unless all were packed with them: uint8 (N, S, S, 3), like
+            ``images``. The channels are U and V (255 is 1, see :class:`deocc.faces.DenseField`), and 255 where there
+            is a face, 0 elsewhere; all 0 for a face that the model did not see.
+        field_model: what made the fields, the face model's ``title``; None where there are none.
         landmarks: float32 (N, 5, 2), x and y in pixels of the crop.
         identities: int64 (N,), numbers into ``identity_names``; -1 where nobody is named.
         identity_names: the identities, sorted.
@@ -101,24 +109,36 @@ class PackedFaces:
         count = len(index["names"])
         size = index["crop"]["size"]
         self.paths: tuple[Path, ...] = (folder,)
-        self.digests: tuple[str, ...] = (index["sha256"]["images.npy"],)
+        self.digests: tuple[str, ...] = (index["sha256"][IMAGES],)
         self.title: str = index["source"]
         self.crop = Crop(size, index["crop"]["zoom"])
         self.names: tuple[str, ...] = tuple(index["names"])
         self.identity_names: tuple[str, ...] = tuple(index["identity_names"])
         self._identity_keys = tuple((folder, name) for name in self.identity_names)
         self.identities: npt.NDArray[np.int64] = np.asarray(index["identities"], np.int64)
-        self.landmarks: npt.NDArray[np.float32] = _open(folder / "landmarks.npy", (count, 5, 2), np.float32)
-        self._arrays: tuple[npt.NDArray[np.uint8], ...] = (_open_images(folder, count, size),)
+        self.landmarks: npt.NDArray[np.float32] = _open(folder / LANDMARKS, (count, 5, 2), np.float32)
+        self._arrays: tuple[npt.NDArray[np.uint8], ...] = (_open_pictures(folder / IMAGES, count, size),)
+        self.field_model: str | None = index.get("dense_field")
+        self._fields: tuple[npt.NDArray[np.uint8], ...] | None = None
+        if self.field_model is not None:
+            self._fields = (_open_pictures(folder / FIELDS, count, size),)
         self._part: npt.NDArray[np.int64] | None = None
         self._row: npt.NDArray[np.int64] | None = None
 
     @property
     def images(self) -> npt.NDArray[np.uint8] | RowView:
         """uint8 RGB (N, S, S, 3)."""
+        return self._rows(self._arrays)
+
+    @property
+    def fields(self) -> npt.NDArray[np.uint8] | RowView | None:
+        """uint8 (N, S, S, 3): U, V and where the face is; None unless all were packed with fields."""
+        return None if self._fields is None else self._rows(self._fields)
+
+    def _rows(self, arrays: tuple[npt.NDArray[np.uint8], ...]) -> npt.NDArray[np.uint8] | RowView:
         if self._part is None or self._row is None:
-            return self._arrays[0]
-        return RowView(self._arrays, self._part, self._row)
+            return arrays[0]
+        return RowView(arrays, self._part, self._row)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -126,7 +146,9 @@ class PackedFaces:
     def __getitem__(self, index: int) -> PackedFace:
         if not -len(self) <= index < len(self):
             raise IndexError(f"there are {len(self)} faces, got the number {index}")
-        return PackedFace(self.images[index], self.landmarks[index], int(self.identities[index]), self.names[index])
+        field = None if self.fields is None else self.fields[index]
+        identity = int(self.identities[index])
+        return PackedFace(self.images[index], self.landmarks[index], identity, self.names[index], field)
 
     def __iter__(self) -> Iterator[PackedFace]:
         return (self[index] for index in range(len(self)))
@@ -135,13 +157,15 @@ class PackedFaces:
         return f"<{self.title}: {len(self)} packed faces, {len(self.identity_names)} identities, {self.crop}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": tuple(len(array) for array in self._arrays)}
+        return {**self.__dict__, "_arrays": tuple(len(array) for array in self._arrays), "_fields": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self._arrays = tuple(
-            _open_images(path, count, self.crop.size) for path, count in zip(self.paths, state["_arrays"], strict=True)
-        )
+        folders = list(zip(self.paths, state["_arrays"], strict=True))
+        size = self.crop.size
+        self._arrays = tuple(_open_pictures(path / IMAGES, count, size) for path, count in folders)
+        if self.field_model is not None:
+            self._fields = tuple(_open_pictures(path / FIELDS, count, size) for path, count in folders)
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Self:
         """Chosen faces in the order given; the numbers and names of the identities stay what they are.
@@ -181,10 +205,11 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     """Several packs as one, in that order; nothing is copied.
 
     An identity is one only inside one folder: names that two data sets share ("0001") do not mean one person. The names
-    become ``folder/identity``, unless there is a single pack, which comes back as it is.
+    become ``folder/identity``, unless there is a single pack, which comes back as it is. Fields are those of all packs:
+    where one has none, the whole has none.
 
     Raises:
-        UsageError: there is no pack, or the crops differ.
+        UsageError: there is no pack, the crops differ, or their fields are of different face models.
     """
     if not packs:
         raise UsageError("concatenate wants at least one pack, got none")
@@ -193,7 +218,11 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     for pack in packs[1:]:
         if pack.crop != packs[0].crop:
             raise UsageError(f"only packs of one crop can be joined, got {packs[0].crop} and {pack.crop}")
+    models = {pack.field_model for pack in packs}
+    if len(models - {None}) > 1:
+        raise UsageError(f"only fields of one face model can be joined, got {' and '.join(sorted(models - {None}))}")
     paths: list[Path] = []
+    fields: list[npt.NDArray[np.uint8]] = []
     arrays: list[npt.NDArray[np.uint8]] = []
     digests: list[str] = []
     parts, rows = [], []
@@ -201,10 +230,11 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     identities = []
     for pack in packs:
         place = []
-        for path, array, digest in zip(pack.paths, pack._arrays, pack.digests, strict=True):
+        for number, (path, array, digest) in enumerate(zip(pack.paths, pack._arrays, pack.digests, strict=True)):
             if path not in paths:
                 paths.append(path)
                 arrays.append(array)
+                fields += pack._fields[number : number + 1] if pack._fields else ()
                 digests.append(digest)
             place.append(paths.index(path))
         part = np.zeros(len(pack), np.int64) if pack._part is None else pack._part
@@ -222,6 +252,8 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     joined.identities = np.concatenate(identities)
     joined.landmarks = np.concatenate([pack.landmarks for pack in packs])
     joined._arrays = tuple(arrays)
+    joined.field_model = packs[0].field_model if len(models) == 1 else None
+    joined._fields = None if joined.field_model is None else tuple(fields)
     joined._part, joined._row = np.concatenate(parts), np.concatenate(rows)
     return joined
 
@@ -235,7 +267,7 @@ def check(path: str | os.PathLike[str]) -> list[str]:
     except InputError as error:
         return [str(error)]
     problems = []
-    for name in ("images.npy", "landmarks.npy"):
+    for name in digests:
         found = sha256(folder / name)
         if found != digests[name]:
             problems.append(f"{folder / name} was changed after it was packed: sha256 {digests[name]}, now {found}")
@@ -275,7 +307,8 @@ def read_index(folder: Path) -> dict[str, Any]:
             len(index["identities"]) == count
             and all(-1 <= number < len(index["identity_names"]) for number in index["identities"])
             and isinstance(index["source"], str)
-            and {"images.npy", "landmarks.npy"} <= set(index["sha256"])
+            and set(index["sha256"]) == {IMAGES, LANDMARKS, *([FIELDS] if "dense_field" in index else [])}
+            and isinstance(index.get("dense_field", ""), str)
         )
     except (KeyError, TypeError, UsageError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
@@ -289,8 +322,8 @@ def partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _open_images(folder: Path, count: int, size: int) -> npt.NDArray[np.uint8]:
-    return _open(folder / "images.npy", (count, size, size, 3), np.uint8)
+def _open_pictures(path: Path, count: int, size: int) -> npt.NDArray[np.uint8]:
+    return _open(path, (count, size, size, 3), np.uint8)
 
 
 @overload

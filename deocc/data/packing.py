@@ -1,9 +1,9 @@
 """Turning a data set into packed faces, so that stopping at any moment loses nothing.
 
-While it is built, a pack is the folder ``NAME.partial``: ``images.npy`` grows by a few hundred faces at a time, and
-after each such chunk has reached the disk, one line in ``journal.jsonl`` says what is in it. What the journal does not
-mention is not there: a second run cuts the file to the last line that is whole and goes on. At the end the folder is
-renamed.
+While it is built, a pack is the folder ``NAME.partial``: ``images.npy`` (and ``fields.npy``, where fields are wanted)
+grows by a few hundred faces at a time, and after each such chunk has reached the disk, one line in ``journal.jsonl``
+says what is in it. What the journal does not mention is not there: a second run cuts the files to the last line that is
+whole and goes on. At the end the folder is renamed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deocc.data.packed import FORMAT, VERSION, PackedFaces, check, partial, read_index
+from deocc.data.packed import FIELDS, FORMAT, IMAGES, LANDMARKS, VERSION, PackedFaces, check, partial, read_index
 from deocc.data.source import Sample, Source
 from deocc.errors import InputError, UsageError
-from deocc.faces import Crop, Detector, align
+from deocc.faces import Crop, Detector, FaceModel, align
+from deocc.faces import dense_field as draw_field
 from deocc.files import atomic_write, sha256
 
 __all__ = ["PackReport", "pack"]
@@ -44,8 +45,8 @@ CHUNK = 256
 """Faces between two lines of the journal: what a killed run has to do again."""
 
 
-_Result = tuple[npt.NDArray[np.uint8] | None, dict[str, Any]]
-"""An aligned face, or None, and what the journal says about it."""
+_Result = tuple[list[npt.NDArray[np.uint8]], dict[str, Any]]
+"""An aligned face and, where wanted, its field, or nothing; and what the journal says about it."""
 
 
 class FindsFaces(Protocol):
@@ -64,6 +65,7 @@ class PackReport:
         faces: faces in it.
         skipped: name of the image -> why it is not in the pack.
         notes: name of the image -> what was odd about it, though it is in the pack (a truncated file, say).
+        without_field: names of the images in which the face model saw no face, so that their fields are empty.
         new: images that this run looked at; 0 when everything was there already.
         seconds: wall time of this run.
     """
@@ -72,6 +74,7 @@ class PackReport:
     faces: int
     skipped: Mapping[str, str]
     notes: Mapping[str, str]
+    without_field: tuple[str, ...]
     new: int
     seconds: float
 
@@ -82,6 +85,7 @@ def pack(
     *,
     crop: Crop = Crop(128, 0.75),  # noqa: B008 (frozen)
     detector: FindsFaces | None = None,
+    dense_field: FaceModel | None = None,
     limit: int | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -96,14 +100,18 @@ def pack(
     Landmarks are those of the source; where it has none, the largest face found is taken. Images without a face and
     images that cannot be read are skipped and listed.
 
+    With ``dense_field`` there is ``fields.npy`` too, (N, S, S, 3) uint8: see :attr:`PackedFaces.fields`. A face that the
+    model does not see has an empty field, and is listed.
+
     Args:
         source: the data set.
         out: the folder to make; the folder around it must exist.
         crop: size and zoom of the aligned crops.
         detector: finds faces where landmarks are missing; None is ``deocc.faces.Detector()``.
+        dense_field: the face model to make fields with; None packs no fields.
         limit: pack the first so many images only.
-        workers: processes that decode and align; 0 does it in this one. The result is the same. A detector of your own
-            is pickled for them.
+        workers: processes that decode and align; 0 does it in this one. The result is the same. A detector or a
+            face model of your own is pickled for them.
         progress: called with the number of images done and the number in all, after each chunk.
 
     Raises:
@@ -126,6 +134,8 @@ def pack(
         "files": len(samples),
         "files_sha256": _digest_of_list(samples),
     }
+    if dense_field is not None:  # an index without fields is what it always was
+        begun["dense_field"] = dense_field.title
     if out.exists() and not _is_empty_folder(out):
         return _already(out, begun, started)
     folder = partial(out)
@@ -135,7 +145,7 @@ def pack(
         raise InputError(f"{folder} cannot be made ({error.strerror})") from error
     with _locked(folder, out):
         if not (folder / "index.json").exists():
-            new = _build(folder, out, begun, samples, crop, detector, workers, progress)
+            new = _build(folder, out, begun, samples, _Aligner(crop, detector, dense_field), workers, progress)
         else:
             # Killed between the last write and the rename.
             _same_source(out, folder, read_index(folder), begun)
@@ -151,27 +161,30 @@ def _build(
     out: Path,
     begun: Mapping[str, Any],
     samples: _First,
-    crop: Crop,
-    detector: FindsFaces | None,
+    aligner: _Aligner,
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Bring a partial pack to its end; returns the number of images that were left to do."""
-    with (
-        _reported(folder),
-        _open_update(folder / "images.npy") as images,
-        _open_update(folder / "journal.jsonl") as journal,
-    ):
-        records = _resume(images, journal, begun, crop, out)
+    names = [IMAGES] if aligner.model is None else [IMAGES, FIELDS]
+    size = aligner.crop.size
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_reported(folder))
+        pictures = [stack.enter_context(_open_update(folder / name)) for name in names]
+        journal = stack.enter_context(_open_update(folder / "journal.jsonl"))
+        records = _resume(pictures, journal, begun, size, out)
         done = len(records)
-        work = _Aligner(crop, detector)
-        with _mapped(work, samples.since(done), workers) as results:
+        with _mapped(aligner, samples.since(done), workers) as results:
             for first in range(done, len(samples), CHUNK):
                 chunk = list(itertools.islice(results, min(CHUNK, len(samples) - first)))
-                pixels = b"".join(face.tobytes() for face, _ in chunk if face is not None)
-                images.write(pixels)
-                _flush(images)
-                line = {"sha256": hashlib.sha256(pixels).hexdigest(), "images": [record for _, record in chunk]}
+                faces = [arrays for arrays, _ in chunk if arrays]
+                digest = hashlib.sha256()
+                for number, file in enumerate(pictures):
+                    pixels = b"".join(arrays[number].tobytes() for arrays in faces)
+                    file.write(pixels)
+                    _flush(file)
+                    digest.update(pixels)
+                line = {"sha256": digest.hexdigest(), "images": [record for _, record in chunk]}
                 journal.write(json.dumps(line).encode() + b"\n")
                 _flush(journal)
                 records += [record for _, record in chunk]
@@ -183,44 +196,50 @@ def _build(
             raise InputError(
                 f"{begun['source']} gave no face to pack: all {len(records)} images were skipped ({first_reason})"
             )
-        images.seek(0)
-        images.write(_header(len(kept), crop.size))
-        _flush(images)
+        for file in pictures:
+            file.seek(0)
+            file.write(_header(len(kept), size))
+            _flush(file)
     landmarks = np.asarray([record["landmarks"] for _, record in kept], np.float32)
-    with atomic_write(folder / "landmarks.npy") as file:
+    with atomic_write(folder / LANDMARKS) as file:
         np.save(file, landmarks)
-    names = sorted({sample.identity for sample, _ in kept if sample.identity is not None})
-    number = {name: position for position, name in enumerate(names)}
+    people = sorted({sample.identity for sample, _ in kept if sample.identity is not None})
+    number = {name: position for position, name in enumerate(people)}
     index = {
         **begun,
-        "sha256": {name: sha256(folder / name) for name in ("images.npy", "landmarks.npy")},
+        "sha256": {name: sha256(folder / name) for name in [*names, LANDMARKS]},
         "skipped": _column(samples, records, "skipped"),
         "notes": _column(samples, records, "note"),
-        "identity_names": names,
+        "identity_names": people,
         "identities": [-1 if sample.identity is None else number[sample.identity] for sample, _ in kept],
         "names": [sample.name for sample, _ in kept],
         "image_sha256": [record["sha256"] for _, record in kept],
     }
+    if aligner.model is not None:
+        index["without_field"] = [sample.name for sample, record in kept if record.get("field") is False]
     with atomic_write(folder / "index.json") as file:
         file.write(json.dumps(index, indent=0).encode() + b"\n")
     return len(samples) - done
 
 
 def _resume(
-    images: BinaryIO, journal: BinaryIO, begun: Mapping[str, Any], crop: Crop, out: Path
+    pictures: Sequence[BinaryIO], journal: BinaryIO, begun: Mapping[str, Any], size: int, out: Path
 ) -> list[dict[str, Any]]:
-    """Cut both files to what is surely on the disk and return the records of the images in it."""
-    size = crop.size**2 * 3
+    """Cut all files to what is surely on the disk and return the records of the images in it."""
     lines = list(_whole_lines(journal))
     records: list[dict[str, Any]] = []
-    good = images.seek(len(_header(0, crop.size)))
+    good = len(_header(0, size))
+    for file in pictures:
+        file.seek(good)
     if lines:
         _same_source(out, partial(out), lines[0][1], begun)
         end = lines[0][0]
         for after, line in lines[1:]:
-            wanted = size * sum("landmarks" in record for record in line["images"])
-            pixels = images.read(wanted)
-            if hashlib.sha256(pixels).hexdigest() != line["sha256"]:
+            wanted = size**2 * 3 * sum("landmarks" in record for record in line["images"])
+            digest = hashlib.sha256()
+            for file in pictures:
+                digest.update(file.read(wanted))
+            if digest.hexdigest() != line["sha256"]:
                 break
             records += line["images"]
             good += wanted
@@ -232,8 +251,9 @@ def _resume(
         journal.seek(0)
         journal.write(json.dumps(begun).encode() + b"\n")
         _flush(journal)
-    images.truncate(good)
-    images.seek(good)
+    for file in pictures:
+        file.truncate(good)
+        file.seek(good)
     return records
 
 
@@ -266,10 +286,10 @@ class _First:
 
 
 class _Aligner:
-    """Sample -> aligned face and its record; carried to worker processes."""
+    """Sample -> aligned face, its field and its record; carried to worker processes."""
 
-    def __init__(self, crop: Crop, detector: FindsFaces | None) -> None:
-        self.crop, self.detector = crop, detector
+    def __init__(self, crop: Crop, detector: FindsFaces | None, model: FaceModel | None) -> None:
+        self.crop, self.detector, self.model = crop, detector, model
 
     def __call__(self, sample: Sample) -> _Result:
         try:
@@ -283,18 +303,25 @@ class _Aligner:
                     self.detector = Detector()
                 faces = self.detector.detect(image)
                 if not faces:
-                    return None, {"skipped": "no face was found"}
+                    return [], {"skipped": "no face was found"}
                 landmarks = faces[0].landmarks
-            face = align(image, landmarks, self.crop)
+            arrays = [align(image, landmarks, self.crop)]
+            seen = True
+            if self.model is not None:
+                field, covered = draw_field(image, landmarks, self.model, self.crop)
+                seen = bool(covered.any())
+                arrays.append(np.rint(np.stack([*field, covered], 2) * 255).astype(np.uint8))
             matrix = self.crop.matrix(landmarks)
             digest = sha256(sample.path)
         except InputError as error:
-            return None, {"skipped": _without_path(str(error), sample)}
+            return [], {"skipped": _without_path(str(error), sample)}
         points = np.asarray(landmarks, np.float64) @ matrix[:, :2].T + matrix[:, 2]
         record = {"landmarks": points.astype(np.float32).tolist(), "sha256": digest}
         if caught:
             record["note"] = _without_path("; ".join(str(warning.message) for warning in caught), sample)
-        return face, record
+        if not seen:
+            record["field"] = False
+        return arrays, record
 
 
 def _without_path(sentence: str, sample: Sample) -> str:
@@ -335,7 +362,7 @@ def _mapped(aligner: _Aligner, samples: Iterator[Sample], workers: int) -> Itera
     try:
         pickle.dumps(aligner)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise UsageError(f"this detector cannot be sent to other processes, use workers=0 ({error})") from error
+        raise UsageError(f"this detector or face model cannot be sent to other processes, use workers=0 ({error})") from error
     # Not fork: OpenCV and torch have threads by now. Not Pool: it waits for ever for a worker that was killed.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _start_worker, (aligner,))
@@ -372,7 +399,9 @@ def _already(out: Path, begun: Mapping[str, Any], started: float) -> PackReport:
 def _report(out: Path, new: int, started: float) -> PackReport:
     index = read_index(out)
     faces = PackedFaces(out)
-    return PackReport(out, len(faces), index["skipped"], index["notes"], new, time.perf_counter() - started)
+    without_field = tuple(index.get("without_field", ()))
+    seconds = time.perf_counter() - started
+    return PackReport(out, len(faces), index["skipped"], index["notes"], without_field, new, seconds)
 
 
 def _same_source(out: Path, where: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -382,10 +411,11 @@ def _same_source(out: Path, where: Path, there: Mapping[str, Any], wanted: Mappi
         ("source", "source"),
         ("files", "number of images"),
         ("files_sha256", "list of images"),
+        ("dense_field", "face model of dense fields"),
     ):
-        if there.get(key) != wanted[key]:
+        if there.get(key) != wanted.get(key):
             raise InputError(
-                f"{where} was packed from something else: its {what} is {there.get(key)}, wanted now is {wanted[key]}; "
+                f"{where} was packed from something else: its {what} is {there.get(key)}, wanted now is {wanted.get(key)}; "
                 f"choose another folder than {out} or remove it"
             )
 

@@ -127,7 +127,7 @@ class Detector:
         padded = cv2.copyMakeBorder(copy[..., ::-1], margin, margin, margin, margin, cv2.BORDER_REPLICATE)
         if mirrored:
             padded = cv2.flip(padded, 1)
-        with self._lock, _quiet_opencv():
+        with self._lock, quiet_opencv():
             if self._network is None:
                 self._network = _load(self.score)
             self._network.setInputSize((padded.shape[1], padded.shape[0]))
@@ -184,7 +184,7 @@ def _overlap(row: Rows, others: Rows) -> Rows:
 
 
 @contextmanager
-def _quiet_opencv() -> Iterator[None]:
+def quiet_opencv() -> Iterator[None]:
     """Hold back OpenCV's log: version 5 warns at every start of a network that it runs on the default target."""
     logging: Any = getattr(cv2.utils, "logging", cv2)  # where the two functions were before version 5
     level = logging.getLogLevel()

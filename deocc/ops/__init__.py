@@ -25,6 +25,7 @@ from deocc.ops.dual_attention_fusion import (
     gated_projection,
 )
 from deocc.ops.info_nce import InfoNCE, KeyQueue, info_nce
+from deocc.ops.rasterise import rasterise
 from deocc.ops.relational_distillation import (
     RelationalDistillation,
     relational_angle,
@@ -52,6 +53,7 @@ __all__ = [
     "domain_constrained_ranking",
     "gated_projection",
     "info_nce",
+    "rasterise",
     "relational_angle",
     "relational_distance",
     "relational_distillation",
