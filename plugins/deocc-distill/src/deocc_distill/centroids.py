@@ -1,7 +1,7 @@
 """The centroids of the identities in the teacher's space (eq. 18), computed off-line.
 
-``python -m deocc_distill.centroids --data PACK... -o centroids.safetensors [--teacher mobilefacenet]`` embeds every face
-with the teacher and writes the mean of each identity. Training reads the file, and refuses that of another teacher.
+``python -m deocc_distill.centroids --data PACK... -o centroids.safetensors [--teacher mobilefacenet]`` embeds every
+face with the teacher and writes the mean of each identity. Training reads it, and refuses that of another teacher.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class Centroids:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        about = {"format": FORMAT, "teacher": self.teacher, "sha256": self.sha256, "names": json.dumps(self.names)}
+        about = {"format": FORMAT, "teacher": self.teacher, "sha256": self.sha256, "names": self.names}
+        # One entry: safetensors writes several in any order, and the same centroids should be the same file.
+        data = safetensors.torch.save({"centroids": self.values.contiguous()}, {"about": json.dumps(about)})
         with atomic_write(path) as file:
-            file.write(safetensors.torch.save({"centroids": self.values.contiguous()}, about))
+            file.write(data)
 
     @classmethod
     def load(cls, path: str | Path, recognizer: Recognizer) -> Centroids:
@@ -79,10 +81,10 @@ class Centroids:
         """
         try:
             with safetensors.safe_open(str(path), "pt") as file:
-                about, values = file.metadata() or {}, file.get_tensor("centroids")
-            if about.get("format") != FORMAT:
-                raise WeightsError(f"{path}: wanted {FORMAT!r}, got {about.get('format')!r}")
-            found = cls(values, tuple(json.loads(about["names"])), about["teacher"], about["sha256"])
+                about, values = json.loads((file.metadata() or {})["about"]), file.get_tensor("centroids")
+            if about["format"] != FORMAT:
+                raise WeightsError(f"{path}: wanted {FORMAT!r}, got {about['format']!r}")
+            found = cls(values, tuple(about["names"]), about["teacher"], about["sha256"])
         except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
             if isinstance(error, WeightsError):
                 raise
@@ -90,8 +92,9 @@ class Centroids:
         wanted = fingerprint(recognizer)
         if found.sha256 != wanted:
             raise WeightsError(
-                f"{path}: these centroids were computed with a teacher ({found.teacher}) of sha256 {found.sha256[:16]}, "
-                f"and the teacher here has {wanted[:16]}; compute them again with python -m deocc_distill.centroids"
+                f"{path}: these centroids were computed with a teacher ({found.teacher}) of sha256 "
+                f"{found.sha256[:16]}, and the teacher here has {wanted[:16]}; compute them again with "
+                "python -m deocc_distill.centroids"
             )
         return found
 
@@ -108,8 +111,8 @@ class Centroids:
         missing = [faces.identity_names[number] for number in used if faces.identity_names[number] not in place]
         if missing:
             raise InputError(
-                f"{faces.title}: {len(missing)} of its identities (such as {missing[0]!r}) have no centroid in the file; "
-                "compute the centroids from the same packs in the same order"
+                f"{faces.title}: {len(missing)} of its identities (such as {missing[0]!r}) have no centroid "
+                "in the file; compute the centroids from the same packs in the same order"
             )
         row_of = np.full(len(faces.identity_names), -1)
         row_of[used] = [place[faces.identity_names[number]] for number in used]
@@ -160,9 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     faces = concatenate([PackedFaces(path) for path in arguments.data])
     recognizer = plugins.load(arguments.teacher, "recognizer", device=arguments.device)
-    found = compute(
-        faces, arguments.teacher, recognizer, lambda done: print(f"\r{done}/{len(faces)}", end="", flush=True)
-    )
+
+    def say(done: int) -> None:
+        print(f"\r{done}/{len(faces)}", end="", flush=True)
+
+    found = compute(faces, arguments.teacher, recognizer, say)
     found.save(arguments.out)
     print(f"\r{arguments.out}: {len(found.names)} identities of {len(faces)} faces, teacher {found.sha256[:16]}")
 

@@ -67,7 +67,7 @@ class Deocclusion:
         penalty: weight of WGAN-GP's gradient penalty.
         critic_steps: steps of the discriminators for each one of the generator.
         reconstruction: weight of the L1 distance inside the hole (eq. 7), of the coarse and the refined image each.
-        discount: gamma, whose power by the distance to the nearest known pixel weighs a pixel of the hole; 1 is plain L1.
+        discount: gamma; gamma^distance weighs a pixel of the hole, by its distance from a known one; 1 is plain L1.
         visible: weight of the L1 distance at known pixels.
         learning_rate: of Adam, with betas 0.5 and 0.9.
         decay: whether it falls to zero as a cosine; otherwise it stays.
@@ -93,7 +93,7 @@ class Distillation:
         teacher: an installed method whose recognizer is the frozen teacher.
         completion: what completes the faces that the student sees: ``"own"``, the de-occlusion module of the stage
             before; ``"none"``, they stay masked; or the name of an installed restorer.
-        centroids: the file of ``python -m deocc_distill.centroids``, which cross-entropy and the soft instance loss need.
+        centroids: the file of ``python -m deocc_distill.centroids``; cross-entropy and the soft instance loss need it.
         cross_entropy: its weight (eq. 10).
         scale: factor on the cosines with the identities' centroids, before the softmax.
         instance: ``"hard"`` is eq. 12; ``"soft"`` is centred at the identity (eq. 17 and 18); or none.
@@ -125,8 +125,8 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Joint:
-    """Fine-tuning of the de-occlusion module and the student together (eq. 6), with the losses of the two stages before,
-    but without the discriminators.
+    """Fine-tuning of the de-occlusion module and the student together (eq. 6), with the losses of the stages before but
+    for the adversarial one.
 
     Attributes:
         learning_rate: of SGD for the student, momentum 0.9.

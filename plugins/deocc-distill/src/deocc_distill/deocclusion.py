@@ -209,7 +209,7 @@ def around(faces: Tensor, hole: Tensor) -> Tensor:
 
 
 def joined(generator: nn.Module, finder: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the restorer's network, in float16: half the file, and no byte of an image differs by more than one."""
+    """The state dict of the restorer's network, in float16: half the file."""
     parts = {"generator": generator, "finder": finder}
     return {f"{name}.{key}": value.half() for name, part in parts.items() for key, value in part.state_dict().items()}
 

@@ -66,13 +66,11 @@ class _Distilling(Task):
         return OccludedFaces(faces, self.config.augmentation if train else None, self.training.seed, rows)
 
     def evaluate(self, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """Of completed faces, their occlusion found: mean cosine with the teacher's embedding of the true face, how often
-        that is the nearest in the batch, and the losses without centroids."""
-        device = next(self.student.parameters()).device
-        image, occluded = (to_float(batch, name, device) for name in ("image", "occluded"))
-        completed = self._complete(occluded, None)
+        """Of faces completed where they are occluded: mean cosine with the teacher's embedding of the true face, how
+        often that is the nearest in the batch, and the losses that need no centroids."""
+        image, completed = self._completed(batch)
         student, teacher = self._embed(completed), self._teach(image)
-        right = (student @ teacher.T).argmax(1) == torch.arange(len(student), device=device)
+        right = (student @ teacher.T).argmax(1) == torch.arange(len(student), device=student.device)
         return {
             "cosine": float((student * teacher).sum(1).mean()),
             "found_again": float(right.float().mean()),
@@ -83,14 +81,18 @@ class _Distilling(Task):
 
     def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The faces, occluded, and as the student sees them."""
+        image, completed = self._completed(batch)
+        seen = recrop(completed, self.crop, STUDENT).clamp(0, 1)
+        return {"original": image, "occluded": to_float(batch, "occluded", image.device), "seen": seen}
+
+    def _complete(self, occluded: Tensor, hole: Tensor) -> Tensor:
+        """Complete (N, 3, S, S) in the hole (N, 1, S, S) of 0 and 1."""
+        raise NotImplementedError
+
+    def _completed(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         device = next(self.student.parameters()).device
         image, occluded = (to_float(batch, name, device) for name in ("image", "occluded"))
-        seen = recrop(self._complete(occluded, None), self.crop, STUDENT)
-        return {"original": image, "occluded": occluded, "seen": seen}
-
-    def _complete(self, occluded: Tensor, hole: Tensor | None) -> Tensor:
-        """Complete (N, 3, S, S) in the hole (N, 1, S, S); None lets it be found."""
-        raise NotImplementedError
+        return image, self._complete(occluded, (batch["distance"].to(device) > 0).float())
 
     def _embed(self, completed: Tensor) -> Tensor:
         """The student's unit embeddings of faces in the restorer's crop."""
@@ -181,7 +183,7 @@ class DistillationTraining(_Distilling):
         with engine.autocast():
             teacher = self._teach(image)
             with torch.no_grad():
-                completed = self._complete(occluded, hole)
+                completed = self._complete(occluded, self._half_found(occluded, hole))
             student = self._embed(completed)
         terms = self._terms(student, teacher, batch["row"])
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,22 +207,20 @@ class DistillationTraining(_Distilling):
         if "recognizer" in exports:
             self.student.load_state_dict(exports["recognizer"])
 
-    def _complete(self, occluded: Tensor, hole: Tensor | None) -> Tensor:
-        if self.generator is not None and self.finder is not None:
-            found = settle(self.finder(occluded), self.config.margin)
-            if hole is not None:
-                odd = (torch.arange(len(hole), device=hole.device) % 2).view(-1, 1, 1, 1)
-                found = torch.where(odd == 1, found, hole)
-            drawn = self.generator(occluded, found).refined.float()
-            return occluded + found * (drawn - occluded)
+    def _complete(self, occluded: Tensor, hole: Tensor) -> Tensor:
+        if self.generator is not None:
+            return occluded + hole * (self.generator(occluded, hole).refined.float() - occluded)
         if self.restorer is not None:
-            if hole is None and not self.restorer.finds_occlusion:
-                raise UsageError(
-                    f"{self.config.distillation.completion} cannot find the occlusion itself, so a student of its "
-                    "faces cannot be evaluated without being told"
-                )
             return self.restorer.to(occluded.device)(occluded, hole).image
         return occluded
+
+    def _half_found(self, occluded: Tensor, hole: Tensor) -> Tensor:
+        """The true hole for every other face, and what this method's own segmentation head finds for the rest."""
+        if self.finder is None:
+            return hole
+        found = settle(self.finder(occluded), self.config.margin)
+        odd = (torch.arange(len(hole), device=hole.device) % 2).view(-1, 1, 1, 1)
+        return torch.where(odd == 1, found, hole)
 
     def _set_learning_rate(self, index: int, epoch: int) -> float:
         settings = self.config.distillation
@@ -309,9 +309,8 @@ class JointTraining(_Distilling):
             self.student.load_state_dict(exports["recognizer"])
             self._has_started = True
 
-    def _complete(self, occluded: Tensor, hole: Tensor | None) -> Tensor:
-        where = settle(self.finder(occluded), self.config.margin) if hole is None else hole
-        return occluded + where * (self.generator(occluded, where).refined.float() - occluded)
+    def _complete(self, occluded: Tensor, hole: Tensor) -> Tensor:
+        return occluded + hole * (self.generator(occluded, hole).refined.float() - occluded)
 
 
 def student_weights(student: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def discounted_l1(image: Tensor, true: Tensor, distance: Tensor, gamma: float) -> Tensor:
-    """Mean absolute difference inside the hole (eq. 7), each pixel weighed by gamma^distance (Yu et al. 2018, section 3.2).
+    """Mean absolute difference inside the hole (eq. 7), weighed by gamma^distance (Yu et al. 2018, section 3.2).
 
     Args:
         image, true: (N, 3, H, W).
@@ -58,7 +58,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         real, fake: (N, 3, H, W), of which no gradient is wanted.
         hole: (N, 1, H, W); only what is completed counts.
     """
-    share = torch.rand(len(real), 1, 1, 1, device=real.device)
+    share = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype)
     between = torch.lerp(real.detach(), fake.detach(), share).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # The square root has no derivative at 0, where a face without a hole is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ class Completed(NamedTuple):
 
 
 class Generator(nn.Module):
-    """Coarse network, then refinement with a dilated and a contextual-attention branch (Yu et al. 2018, section 3 and 4).
+    """Coarse network, then refinement with a dilated and a contextual-attention branch (Yu et al. 2018).
 
     It never sees what is inside the hole.
     """
@@ -115,7 +116,7 @@ class Critic(nn.Module):
         super().__init__()
         widths = [3, width, 2 * width, 4 * width, widest]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(widest * (size // 16) ** 2, 1)
@@ -141,13 +142,9 @@ class Finder(nn.Module):
         super().__init__()
         widths = (width, 2 * width, 3 * width, 4 * width)
         self.stem = Conv(12, width)
-        self.down = nn.ModuleList(
-            nn.Sequential(Conv(a, b, 4, 2), Conv(b, b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(nn.Sequential(Conv(a, b, 4, 2), Conv(b, b)) for a, b in itertools.pairwise(widths))
         self.middle = nn.Sequential(*(Conv(widths[-1], widths[-1], dilation=dilation) for dilation in (1, 2, 4)))
-        self.up = nn.ModuleList(
-            nn.Sequential(Conv(b + a, a), Conv(a, a)) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.up = nn.ModuleList(nn.Sequential(Conv(b + a, a), Conv(a, a)) for a, b in itertools.pairwise(widths))
         self.last = nn.Conv2d(width, 4, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -176,7 +173,7 @@ class Deocclusion(nn.Module):
 
 
 def settle(logits: Tensor, margin: int) -> Tensor:
-    """What is completed of what the segmentation head says: (N, 1, H, W) logits -> 0 or 1, grown by ``margin`` pixels."""
+    """What is completed of what the segmentation head says: (N, 1, H, W) logits -> 0 or 1, ``margin`` pixels wider."""
     found = (logits > 0).float()
     return F.max_pool2d(found, 2 * margin + 1, 1, margin) if margin else found
 
