@@ -47,8 +47,8 @@ def _part(method: Any, part: str, recipe: str, device: str) -> Any:
     return built.to(device)
 
 
-@pytest.mark.parametrize("recipe", ["small", "paper"])
 @pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("recipe", ["small", "paper"])
 def test_restoration(benchmark: Any, compare: Any, device: str, recipe: str, batch: int) -> None:
     """At 256x256, a quarter of the image occluded."""
     restorer = _part(_method(), "restorer", recipe, device)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from deocc_distill import ablation
-from deocc_distill.ablation import best_accuracy, pairs_of, verify
+from deocc_distill.ablation import best_accuracy, pairs_of, score_pairs
 from deocc_distill.config import Config
 
 from deocc import config, plugins
@@ -45,7 +45,10 @@ def test_a_recognizer_that_sees_the_true_face_is_right(faces) -> None:
     def oracle(occluded: torch.Tensor, hole: torch.Tensor) -> torch.Tensor:
         return torch.stack([true[next(order)] for _ in range(len(occluded))])
 
-    assert verify(recognizer, oracle, faces, twins, same) == 1.0
+    scores = score_pairs(recognizer, oracle, faces, twins)
+    assert scores[same] == pytest.approx(1, abs=1e-5)
+    assert best_accuracy(scores, same) == 1.0
+    assert score_pairs(recognizer, None, faces, twins) == pytest.approx(scores, abs=1e-5)
 
 
 def test_each_loss_adds_to_the_one_before() -> None:

@@ -338,6 +338,7 @@ def test_all_stages_train_and_the_two_files_make_one_recognizer(faces, tmp_path)
     assert bool(torch.isfinite(image.grad).all())
     assert bool((image.grad[0] != 0).any())
     assert bool((image.grad[1] == 0).all())
+    assert whole(image[:0].detach()).shape == (0, 128)
     student = deocc.recognizer("distill", weights=written["recognizer"])
     assert (student.crop_size, student.crop_zoom) == (112, 1.0)
     completed = deocc.restorer("distill", weights=written["restorer"])(image.detach()).image

@@ -25,6 +25,7 @@ from deocc.data import PackedFaces, concatenate
 from deocc.errors import UsageError
 from deocc.faces import Crop
 from deocc.files import atomic_write
+from deocc.images import to_tensor
 from deocc.method import Recognizer
 from deocc.train import train
 from deocc_distill.faces import OccludedFaces, recrop
@@ -90,31 +91,31 @@ def best_accuracy(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> float
 
 
 @torch.no_grad()
-def verify(
-    recognizer: Recognizer,
-    complete: Complete,
-    faces: PackedFaces,
-    pairs: NDArray[np.int64],
-    same: NDArray[np.bool_],
-) -> float:
-    """Accuracy on pairs whose first face is as it is and whose second one is occluded and completed."""
+def score_pairs(
+    recognizer: Recognizer, complete: Complete | None, faces: PackedFaces, pairs: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Cosines of pairs (n, 2) whose first face is as it is and whose second one is occluded and completed: (n,).
+
+    ``complete`` takes occluded faces (N, 3, S, S) and their hole (N, 1, S, S); None leaves the second face as it is.
+    """
     target = Crop(recognizer.crop_size, recognizer.crop_zoom)
     examples = OccludedFaces(faces, None, seed=0)
 
-    def embed(positions: NDArray[np.int64], *, occluded: bool) -> dict[int, Tensor]:
+    def embed(positions: NDArray[np.int64], complete: Complete | None) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for start in range(0, len(positions), _BATCH):
             chosen = [int(position) for position in positions[start : start + _BATCH]]
-            items = [examples[position] for position in chosen]
-            images = torch.stack([item["occluded" if occluded else "image"] for item in items]).float() / 255
-            if occluded:
-                images = complete(images, torch.stack([(item["distance"] > 0).float() for item in items]))
+            if complete is None:
+                images = to_tensor(faces.images[chosen])
+            else:
+                items = [examples[position] for position in chosen]
+                occluded = torch.stack([item["occluded"] for item in items]).float() / 255
+                images = complete(occluded, torch.stack([(item["distance"] > 0).float() for item in items]))
             found |= dict(zip(chosen, recognizer(recrop(images, faces.crop, target).clamp(0, 1)), strict=True))
         return found
 
-    known, probes = embed(np.unique(pairs[:, 0]), occluded=False), embed(np.unique(pairs[:, 1]), occluded=True)
-    scores = [float(known[int(first)] @ probes[int(second)]) for first, second in pairs]
-    return best_accuracy(np.array(scores), same)
+    known, probes = embed(np.unique(pairs[:, 0]), None), embed(np.unique(pairs[:, 1]), complete)
+    return np.array([float(known[int(first)] @ probes[int(second)]) for first, second in pairs])
 
 
 def _history(run: Path) -> dict[str, list[dict[str, Any]]]:
@@ -163,7 +164,7 @@ class _Ablation:
 
     def accuracy(self, recognizer: Recognizer, complete: Complete) -> float:
         """On this ablation's pairs."""
-        return verify(recognizer, complete, self.faces, self.pairs, self.same)
+        return best_accuracy(score_pairs(recognizer, complete, self.faces, self.pairs), self.same)
 
     def write(self, name: str, report: Mapping[str, Any], table: str) -> None:
         """Both files."""

@@ -107,7 +107,8 @@ def recrop(faces: Tensor, source: Crop, target: Crop) -> Tensor:
     centre = back[:, :2] @ np.full(2, (target.size - 1) / 2) + back[:, 2]
     offset = (2 * centre + 1) / source.size - 1
     theta = torch.tensor(np.c_[linear, offset], dtype=torch.float32, device=faces.device)
-    grid = F.affine_grid(theta.expand(len(faces), 2, 3), [len(faces), 3, target.size, target.size], align_corners=False)
+    grid = F.affine_grid(theta[None], [1, 3, target.size, target.size], align_corners=False)
+    grid = grid.expand(len(faces), -1, -1, -1)
     warped = F.grid_sample(faces.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return warped.contiguous(memory_format=torch.channels_last)
 
