@@ -92,14 +92,15 @@ def test_categories_are_drawn_alike() -> None:
         assert drawn.count(name) == pytest.approx(500, abs=80)
 
 
-def test_layers_cover_what_either_covers() -> None:
+def test_layers_lie_over_each_other() -> None:
     image, landmarks = portraits()[0]
     hybrid = OCCLUDERS[-1]
-    _, occlusion = paste(image, landmarks, hybrid)
-    (kind, seed), _ = hybrid.layers
-    lower = occlude(image, landmarks, seed, kinds=(kind,))
-    assert bool((occlusion >= lower.occlusion).all())
-    assert (occlusion > 0).sum() > (lower.occlusion > 0).sum()
+    both, occlusion = paste(image, landmarks, hybrid)
+    mask, hand = (occlude(image, landmarks, seed, kinds=(kind,)) for kind, seed in hybrid.layers)
+    assert np.array_equal(occlusion == 0, (mask.occlusion == 0) & (hand.occlusion == 0))
+    for one, where in ((hand, hand.occlusion == 255), (mask, (hand.occlusion == 0) & (mask.occlusion > 0))):
+        assert where.any()
+        assert np.array_equal(both[where], one.image[where])
 
 
 # Examples and crops -------------------------------------------------------------------------

@@ -62,12 +62,14 @@ def paste(
     Raises:
         InputError: an image or landmarks that cannot be used.
     """
-    visible = np.full(image.shape[:2], 255, np.uint16)
+    pasted, visible = image.astype(np.int32), np.full(image.shape[:2], 255, np.int32)
     for kind, seed in occluder.layers:
+        # Each thing is drawn on the true face, whose skin and light it looks at, and then moved over what is there.
         made = occlude(image, landmarks, seed, kinds=(kind,))
-        image = made.image
-        visible = visible * (255 - made.occlusion.astype(np.uint16)) // 255
-    return image, (255 - visible).astype(np.uint8)
+        through = 255 - made.occlusion.astype(np.int32)
+        pasted = made.image + (pasted - image) * through[..., None] // 255
+        visible = visible * through // 255
+    return pasted.clip(0, 255).astype(np.uint8), (255 - visible).astype(np.uint8)
 
 
 def choose(generator: np.random.Generator) -> Occluder:
