@@ -43,7 +43,7 @@ PARTS = """
                 occlusion = torch.zeros_like(image[:, :1])
                 occlusion[:, :, 32:] = 1
             painted = torch.full_like(image, self.config.level)
-            return Restored(painted, occlusion, {"map": occlusion, "field": -image[:, :2]})
+            return Restored(painted, occlusion, {"map": occlusion, "raw": -image[:, :2], "field": image[:, :2, ::2, ::2]})
 
 
     class Told(Find):
@@ -127,7 +127,8 @@ def test_unmask_folder(method, photos, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err == ""
     assert "2 of 2 photos unmasked" in said.out
-    faces = ["1-after.png", "1-before.png", "1-field.npy", "1-map.png", "1-occlusion.png", "faces.json"]
+    faces = ["1-after.png", "1-before.png", "1-field-u.png", "1-field-v.png", "1-field.npy", "1-map.png"]
+    faces += ["1-occlusion.png", "1-raw.npy", "1-row.png", "faces.json"]
     assert files_of(out) == sorted(
         ["a.png", "more/b.png", "deocc-unmask.jsonl", "report.html"]
         + [f"{name}.faces/{file}" for name in ("a", "more/b") for file in faces]
@@ -136,7 +137,11 @@ def test_unmask_folder(method, photos, tmp_path, capsys):
     assert before.shape == after.shape
     assert (before != after).any()
     assert (before[:20] == after[:20]).all()
-    assert np.load(out / "a.faces" / "1-field.npy").shape == (2, 64, 64)
+    assert np.load(out / "a.faces" / "1-raw.npy").shape == (2, 64, 64)
+    assert np.load(out / "a.faces" / "1-field.npy").shape == (2, 32, 32)
+    assert read_image(out / "a.faces" / "1-field-u.png").shape == (32, 32, 3)
+    row = read_image(out / "a.faces" / "1-row.png")
+    assert row.shape[1] >= 6 * 64  # before, occlusion, map, u, v, after
     (face,) = json.loads((out / "a.faces" / "faces.json").read_text())
     assert np.shape(face["landmarks"]) == (5, 2)
     report = (out / "report.html").read_text()

@@ -169,7 +169,7 @@ class Completer(nn.Module):
             _fusion(widths[layer - 1]) if config.fusion else _projection(widths[layer - 1]) for layer in self.layers
         )
         self.fields = (
-            nn.ModuleList(nn.Conv2d(widths[layer - 1], 2, 3, padding=1) for layer in self.layers)
+            nn.ModuleList(nn.Conv2d(widths[layer - 1], 2, 1) for layer in self.layers)
             if config.dense_field
             else None
         )
