@@ -20,7 +20,10 @@ SURFACE = {
         "concatenate pack read_pairs"
     ),
     "deocc.errors": "DeoccError InputError MissingDependencyError PluginError UsageError WeightsError",
-    "deocc.faces": "Crop Detector Face TEMPLATE_112 align paste_back",
+    "deocc.faces": (
+        "Crop DenseField Detector Face FaceMesh FaceModel MorphableModel TEMPLATE_112 align colour_field dense_field "
+        "face_model paste_back"
+    ),
     "deocc.files": "atomic_write make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
@@ -35,7 +38,7 @@ SURFACE = {
         "Backend DomainCenters DualAttentionFusion Fusion InfoNCE KeyQueue RelationalDistillation area_downsample "
         "attention_blend backends build_info channel_attention_projection composite composite_uint8 "
         "contextual_attention contextual_attention_offsets domain_constrained_ranking gated_projection info_nce "
-        "relational_angle relational_distance relational_distillation"
+        "rasterise relational_angle relational_distance relational_distillation"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",
     "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",

@@ -293,6 +293,7 @@ def test_usage(deocc, method, tmp_path):
     deocc("data", "pack", tmp_path, "-o", out, "--kind", "lwf").says(2, "'lwf'", "did you mean 'lfw'")
     deocc("data", "pack", tmp_path, "-o", out, "--kind", "folder", "--split", "test").says(2, "--split test")
     deocc("data", "pack", tmp_path, "-o", out, "--size", "0").says(2, "size")
+    deocc("data", "pack", tmp_path, "-o", out, "--dense-field", "facemsh").says(2, "'facemesh'", "'facemsh'")
     deocc("data", "pack", tmp_path / "none", "-o", out).says(1, "none")
     deocc("data", "check").says(2, "at least one folder")
     deocc("data", "check", tmp_path / "none").says(1, "none")
@@ -388,6 +389,7 @@ DETECTOR = Detector(max_size=64)
 FUNCTIONS = {
     "ops.composite": (3, ops.composite),
     "ops.composite_uint8": (3, ops.composite_uint8),
+    "ops.rasterise": (4, ops.rasterise),
     "ops.info_nce": (3, ops.info_nce),
     "ops.KeyQueue.enqueue": (1, ops.KeyQueue(3, 2).enqueue),
     "ops.relational_distillation": (2, ops.relational_distillation),
@@ -409,6 +411,8 @@ FUNCTIONS = {
     "align": (2, lambda image, landmarks: align(image, landmarks, Crop(16, 0.75))),
     "paste_back": (4, paste_back),
     "Detector": (1, DETECTOR.detect),
+    "dense_field": (2, dense_field),
+    "colour_field": (1, colour_field),
     "occlude": (2, lambda image, landmarks: occlude(image, landmarks, 0)),
     "unmask": (2, lambda photo, hidden: unmask(photo, occlusion=hidden, restorer=Echo(None), detector=DETECTOR)),
 }
