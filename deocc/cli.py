@@ -262,7 +262,9 @@ class Pack(Verb):
         for name in report.without_field:
             print(f"{name}: the face model sees no face, its field is empty", file=sys.stderr)
         fields = "" if model is None else f"{len(report.without_field)} without a field, "
-        print(f"{report.path}: {report.faces} faces, {fields}{len(report.skipped)} images skipped, {report.seconds:.1f} s")
+        print(
+            f"{report.path}: {report.faces} faces, {fields}{len(report.skipped)} images skipped, {report.seconds:.1f} s"
+        )
         return 0
 
 

@@ -366,7 +366,9 @@ def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
         pictures["after"] = face.after
         for name, picture in pictures.items():
             write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
-        row = contact_sheet([[_as_large_as(face.before, picture) for picture in pictures.values()]], columns=[*pictures])
+        row = contact_sheet(
+            [[_as_large_as(face.before, picture) for picture in pictures.values()]], columns=[*pictures]
+        )
         write_image(folder / f"{number}-row.png", row, overwrite=True)
         notes.append({"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "matrix": face.matrix.tolist()})
     with atomic_write(folder / "faces.json") as file:

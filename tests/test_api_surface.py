@@ -27,7 +27,7 @@ SURFACE = {
     "deocc.files": "atomic_write make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
-    "deocc.losses": "LPIPS",
+    "deocc.losses": "LPIPS StyleLoss",
     "deocc.method": (
         "API Engine Method Occluded Occluder PARTS Part Recognizer Restored Restorer Task Training check_images "
         "check_occlusion"

@@ -43,7 +43,8 @@ PARTS = """
                 occlusion = torch.zeros_like(image[:, :1])
                 occlusion[:, :, 32:] = 1
             painted = torch.full_like(image, self.config.level)
-            return Restored(painted, occlusion, {"map": occlusion, "raw": -image[:, :2], "field": image[:, :2, ::2, ::2]})
+            extras = {"map": occlusion, "raw": -image[:, :2], "field": image[:, :2, ::2, ::2]}
+            return Restored(painted, occlusion, extras)
 
 
     class Told(Find):

@@ -97,9 +97,9 @@ def _unit(features: Tensor) -> Tensor:
 class StyleLoss(nn.Module):
     """Difference in style of image pairs (Gatys et al. 2016): of the Gram matrices of a network's features.
 
-    ``mean over the maps of sum |G(a) - G(b)| / C^2``, with ``G(x) = x x^T / (C h w)`` for a map x of C rows: equation 11
-    of canet, with the normalisation of the Gram matrix that the works it follows have (Liu et al. 2018, eq. 4) and that
-    the equation leaves out; without it the loss would grow with the number of pixels.
+    ``mean over the maps of sum |G(a) - G(b)| / C^2``, with ``G(x) = x x^T / (C h w)`` for a map x of C rows: equation
+    11 of canet, with the normalisation of the Gram matrix that the works it follows have (Liu et al. 2018, eq. 4) and
+    that the equation leaves out; without it the loss would grow with the number of pixels.
 
     Args:
         weights: the file of :class:`LPIPS`, whose convolutions are used, VGG16 by custom; the heads are not.
