@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deocc.faces.crop import Crop, Points, align, inverse
+from deocc.faces.crop import Crop, Points, align
 from deocc.faces.detector import quiet_opencv
 from deocc.images import check_image
 
@@ -104,7 +104,7 @@ class FaceMesh:
         mirrored = mirrored[self._partner]
         mirrored[:, 0] = _SIDE - 1 - mirrored[:, 0]
         points = (points + mirrored) / 2
-        back = inverse(_WINDOW.matrix(shifted))
+        back = cv2.invertAffineTransform(_WINDOW.matrix(shifted))
         scale = np.hypot(back[0, 0], back[1, 0])
         return np.column_stack([points[:, :2] @ back[:, :2].T + back[:, 2], points[:, 2] * scale]).astype(np.float32)
 
@@ -143,7 +143,6 @@ def unwrap(vertices: npt.NDArray[Any]) -> Floats:
 
 def _packaged(name: str) -> bytes:
     return files("deocc.faces").joinpath("models", name).read_bytes()
-
 
 
 @functools.cache
