@@ -60,9 +60,9 @@ class FaceMesh:
     """468 points by a packaged network (Kartynnik et al. 2019, "Real-time Facial Surface Geometry from Monocular Video
     on Mobile GPUs"), through ``cv2.dnn``.
 
-    The network looks twice, at the face and at its mirror image, and the mean counts: a mirrored photo has the mirrored
-    mesh. It is loaded at the first photo and then kept. One object may be used from several threads, which then wait
-    for each other; a pickled one loads its own.
+    The network looks twice, at the face and at its mirror image, and the mean counts: a mirrored photo has very nearly
+    the mirrored mesh. It is loaded at the first photo and then kept. One object may be used from several threads, which
+    then wait for each other; a pickled one loads its own.
 
     Attributes:
         title: ``facemesh``.

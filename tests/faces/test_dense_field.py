@@ -205,7 +205,7 @@ def test_bad_arguments(faces) -> None:
         dense_field(photo, landmarks[:4])
     with pytest.raises(InputError, match="wholly outside the photo"):
         dense_field(photo, landmarks + 5000)
-    for size in (5, (0, 5), (5,), (5.0, 5.0), (5, 9000)):
+    for size in (0, 5, (), (0, 5), (5,), (5.0, 5.0), (5, 9000)):
         with pytest.raises(UsageError, match="a field's size must be height and width"):
             dense_field(photo, landmarks, size=size)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a face model is 'facemesh' or the file of a morphable model, got 'bfm'"):
