@@ -242,8 +242,8 @@ class Pack(Verb):
         from deocc.files import make_folder
 
         crop = Crop(self.size, self.zoom)
-        source = _source(self.kind, self.source, self.split)
         model = None if self.dense_field is None else face_model(self.dense_field)
+        source = _source(self.kind, self.source, self.split)
         make_folder(self.out.parent)
         with _progress(f"packing {self.source}") as progress:
             report = pack(
@@ -261,10 +261,10 @@ class Pack(Verb):
             print(f"{name}: skipped: {reason}", file=sys.stderr)
         for name in report.without_field:
             print(f"{name}: the face model sees no face, its field is empty", file=sys.stderr)
-        fields = "" if model is None else f"{len(report.without_field)} without a field, "
-        print(
-            f"{report.path}: {report.faces} faces, {fields}{len(report.skipped)} images skipped, {report.seconds:.1f} s"
-        )
+        counts = [f"{report.faces} faces", f"{len(report.skipped)} images skipped", f"{report.seconds:.1f} s"]
+        if model is not None:
+            counts.insert(1, f"{len(report.without_field)} without a field")
+        print(f"{report.path}: {', '.join(counts)}")
         return 0
 
 

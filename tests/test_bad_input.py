@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from deocc import metrics, ops
 from deocc.cli import main
 from deocc.errors import DeoccError
-from deocc.faces import Crop, Detector, align, paste_back
+from deocc.faces import Crop, Detector, align, colour_field, dense_field, paste_back
 from deocc.images import to_tensor, to_uint8, write_image
 from deocc.method import Recognizer, Restored, Restorer
 from deocc.occlude import occlude
@@ -228,6 +228,21 @@ def test_bad_occlusion(deocc, method, tmp_path):
     deocc(*run, tmp_path / "text.png").says(1, "text.png", "not an image")
     deocc(*run, tmp_path / "folder").says(1, "eileen-collins", "is missing")
     deocc(*run, tmp_path / "nowhere").says(1, "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+# Face models -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_face_model(deocc, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(PORTRAIT.read_bytes())
+    run = ("data", "pack", tmp_path / "photos", "-o", tmp_path / "out", "--dense-field")
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    (tmp_path / "a.txt").write_text("x")
+    deocc(*run, tmp_path / "a.npz").says(1, "a.npz", "is no morphable model")
+    deocc(*run, tmp_path / "a.txt").says(1, "a.txt", ".npz, .mat, .h5")
+    deocc(*run, tmp_path / "none.npz").says(2, "none.npz", "'facemesh'")
     assert not (tmp_path / "out").exists()
 
 

@@ -321,6 +321,19 @@ def test_data_pack_and_check(photos, tmp_path, capsys):
     assert "images.npy" in capsys.readouterr().err
 
 
+def test_data_pack_with_fields(photos, tmp_path, capsys):
+    pack = tmp_path / "packs" / "one"
+    assert main(["data", "pack", str(photos), "-o", str(pack), "--size", "64", "--dense-field", "facemesh"]) == 0
+    assert "2 faces, 0 without a field, 0 images skipped" in capsys.readouterr().out
+    fields = np.load(pack / "fields.npy")
+    assert fields.shape == (2, 64, 64, 3)
+    assert (fields.reshape(2, -1, 3).max(axis=1) > 200).all()
+    assert main(["data", "check", str(pack)]) == 0
+    (pack / "fields.npy").unlink()
+    assert main(["data", "check", str(pack)]) == 1
+    assert "fields.npy" in capsys.readouterr().err
+
+
 def test_new_plugin_and_check(method, tmp_path, capsys):
     assert main(["new-plugin", "blur", "-o", str(tmp_path)]) == 0
     assert (tmp_path / "deocc-blur" / "pyproject.toml").exists()

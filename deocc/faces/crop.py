@@ -104,7 +104,7 @@ def align(image: Array, landmarks: Points, crop: Crop) -> Array:
     """
     check_image(image, "the photo")
     matrix = crop.matrix(landmarks)
-    box = _bounds(inverse(matrix), crop.size, crop.size, image)
+    box = _bounds(_inverse(matrix), crop.size, crop.size, image)
     if box is None:
         raise InputError(
             f"the landmarks put the face wholly outside the photo of {image.shape[1]}x{image.shape[0]} pixels"
@@ -154,18 +154,18 @@ def paste_back(
         raise UsageError(f"the feather must be 0 or more crop pixels, got {feather!r}")
 
     result = photo.copy()
-    to_photo = inverse(matrix)
+    inverse = _inverse(matrix)
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     if rows.size == 0:
         return result
     # Only the rectangle that the occlusion covers is worked on, however large the photo.
     first = (int(columns[0]), int(rows[0]))
-    box = _bounds(_moved(to_photo, first), int(columns[-1]) - first[0] + 1, int(rows[-1]) - first[1] + 1, photo)
+    box = _bounds(_moved(inverse, first), int(columns[-1]) - first[0] + 1, int(rows[-1]) - first[1] + 1, photo)
     if box is None:
         return result
     left, top, right, bottom = box
     size = (right - left, bottom - top)
-    back = to_photo - [[0, 0, left], [0, 0, top]]
+    back = inverse - [[0, 0, left], [0, 0, top]]
 
     occluded = cv2.warpAffine((alpha > 0).astype(np.uint8), back, size, flags=cv2.INTER_NEAREST)
     blend = _warp(_feathered(alpha, feather), back, size, cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
@@ -213,10 +213,10 @@ def _check_occlusion(occlusion: npt.NDArray[Any], face: Array) -> Array:
     return np.rint(occlusion.astype(np.float32) * 255).astype(np.uint8)
 
 
-def inverse(matrix: Matrix) -> Matrix:
+def _inverse(matrix: Matrix) -> Matrix:
     linear = np.linalg.inv(matrix[:, :2])
-    found: Matrix = np.column_stack([linear, -linear @ matrix[:, 2]]).astype(np.float64)
-    return found
+    inverse: Matrix = np.column_stack([linear, -linear @ matrix[:, 2]]).astype(np.float64)
+    return inverse
 
 
 def _moved(matrix: Matrix, origin: tuple[int, int]) -> Matrix:
