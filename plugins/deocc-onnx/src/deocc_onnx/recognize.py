@@ -42,9 +42,10 @@ class OnnxRecognizer(Recognizer):
         self._run = (_opencv if self.layout.runtime == "opencv" else _onnxruntime)(config.model, self.layout)
         self.files = (config.model,)
         # Whatever does not fit shows now, and not in the middle of a long job.
-        grey = torch.full((2, 3, self.crop_size, self.crop_size), 0.5)
-        self.dimensions, of_two = (self.embed(faces).shape[1] for faces in (grey[:1], grey))
-        if self.dimensions != of_two:
+        noise = torch.rand(2, 3, self.crop_size, self.crop_size, generator=torch.Generator().manual_seed(0))
+        alone, together = self.embed(noise[1:]), self.embed(noise)
+        self.dimensions = alone.shape[1]
+        if together.shape != (2, self.dimensions) or float((together[1] - alone[0]).norm() / alone.norm()) > 0.01:
             raise InputError(f"{config.model} does not take two faces at once: its layout must say batch = false")
 
     @classmethod
