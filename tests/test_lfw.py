@@ -40,7 +40,9 @@ def lfw(tmp_path):
 
 
 def test_a_recognizer_that_knows_everybody(lfw):
-    assert lfw_verification(Shade(None), lfw) == (1.0, 1.0, 4)
+    found = lfw_verification(Shade(None), lfw)
+    assert (found.accuracy, found.auc, found.pairs) == (1, 1, 4)
+    assert found.separation > 10
 
 
 def test_one_that_is_wrong_about_a_person(lfw):
@@ -58,7 +60,7 @@ def test_pairs_are_the_first_of_each_fold(lfw):
         lfw_verification(Shade(None), lfw)
     for person in ("Ann", "Cid"):
         (lfw / person / f"{person}_0009.jpg").touch()
-    assert lfw_verification(Shade(None), lfw, pairs=4) == (1.0, 1.0, 4)
+    assert lfw_verification(Shade(None), lfw, pairs=4)[:2] == (1, 1)
     with pytest.raises(UsageError, match="must be a multiple of 4 "):
         lfw_verification(Shade(None), lfw, pairs=6)
 
@@ -77,8 +79,9 @@ def test_command(install, lfw, capsys):
 
 @pytest.mark.slow
 def test_mobilefacenet_has_its_published_accuracy(shared):
-    """0.9933 over all 6,000 pairs; of these 300, all are told apart."""
+    """0.9933 over all 6,000 pairs; a separation of 6.28 on these 300, which wrong alignment lowers."""
     if "mobilefacenet" not in deocc.plugins.names():
         pytest.skip("needs the plugin deocc-mobilefacenet, which is not installed")
     found = lfw_verification(deocc.recognizer("mobilefacenet"), shared("faces/lfw"), pairs=300)
     assert found.accuracy > 0.99
+    assert found.separation > 6.18

@@ -23,6 +23,7 @@ from deocc.errors import InputError, UsageError
 from deocc.faces import Crop, Detector, align
 from deocc.images import to_tensor
 from deocc.method import Recognizer
+from deocc.metrics.verification import Scores, fold_accuracy
 
 __all__ = ["Verification", "lfw_verification", "main"]
 
@@ -74,13 +75,10 @@ def lfw_verification(recognizer: Recognizer, root: str | os.PathLike[str], *, pa
     embeddings, at = np.concatenate(embedded), {name: index for index, name in enumerate(names)}
     first, second = embeddings[[at[pair.first] for pair in chosen]], embeddings[[at[pair.second] for pair in chosen]]
     scores, same = (first * second).sum(axis=1), np.array([pair.same for pair in chosen])
-    folds = np.array([pair.fold for pair in chosen])
     apart = (scores[same].mean() - scores[~same].mean()) / np.sqrt((scores[same].var() + scores[~same].var()) / 2)
-    right = [_right(scores, same, folds == fold) for fold in np.unique(folds)]
-    above = np.searchsorted(np.sort(scores[~same]), scores[same], side="left").sum()
-    equal = np.searchsorted(np.sort(scores[~same]), scores[same], side="right").sum() - above
-    auc = (above + equal / 2) / (same.sum() * (~same).sum())
-    return Verification(float(np.mean(right)), float(auc), float(apart), len(chosen))
+    accuracies, _ = fold_accuracy(scores, same, [pair.fold for pair in chosen])
+    auc = Scores(scores, same).auc()
+    return Verification(float(accuracies.mean()), auc, float(apart), len(chosen))
 
 
 def _first(pairs: Sequence[Pair], count: int | None) -> Sequence[Pair]:
@@ -106,19 +104,6 @@ def _face(sample: Sample, crop: Crop, detector: Detector) -> npt.NDArray[np.uint
     if not found:
         raise InputError(f"{sample.path}: no face was found")
     return align(photo, found[0].landmarks, crop)
-
-
-def _right(scores: npt.NDArray[np.float64], same: npt.NDArray[np.bool_], fold: npt.NDArray[np.bool_]) -> float:
-    """The share of a fold's pairs that the best threshold of the other folds tells right."""
-    order = np.argsort(scores[~fold], kind="stable")
-    known, known_scores = same[~fold][order], scores[~fold][order]
-    # A threshold before the i-th pair: those from it on are called the same, those before it are not.
-    well = np.concatenate([[0], np.cumsum(~known)]) + np.concatenate([np.cumsum(known[::-1])[::-1], [0]])
-    best = int(well.argmax())
-    threshold = known_scores[best] if best < len(known) else np.inf
-    if 0 < best < len(known):
-        threshold = (known_scores[best - 1] + known_scores[best]) / 2
-    return float(((scores[fold] >= threshold) == same[fold]).mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -52,13 +52,17 @@ def test_output_by_name(make, expected, runtime):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_another_size_shows_at_once(make, runtime):
     path = make(layout=f'size = 24\nruntime = "{runtime}"')
-    with pytest.raises(InputError, match=r"tiny\.onnx does not take faces of shape \(1, 3, 24, 24\) as its layout says"):
+    with pytest.raises(
+        InputError, match=r"tiny\.onnx does not take faces of shape \(1, 3, 24, 24\) as its layout says"
+    ):
         recognizer(path, runtime)
 
 
 def test_one_face_at_a_time_shows_at_once(make):
     path = make(layout='size = 16\nruntime = "onnxruntime"', batch=1)
-    with pytest.raises(InputError, match=r"tiny\.onnx does not take faces of shape \(2, 3, 16, 16\) as its layout says"):
+    with pytest.raises(
+        InputError, match=r"tiny\.onnx does not take faces of shape \(2, 3, 16, 16\) as its layout says"
+    ):
         recognizer(path, "onnxruntime")
 
 
@@ -74,7 +78,7 @@ def test_faces_that_change_one_another_show_at_once(make, monkeypatch):
 def test_no_network(make, runtime):
     path = make(layout=f'size = 16\nruntime = "{runtime}"')
     path.write_bytes(b"no network at all")
-    with pytest.raises(WeightsError, match="tiny.onnx is not an ONNX network that"):
+    with pytest.raises(WeightsError, match=r"tiny\.onnx is not an ONNX network that"):
         recognizer(path, runtime)
 
 
@@ -86,7 +90,9 @@ def test_missing_files(make, tmp_path):
     path = make(layout=None)
     with pytest.raises(InputError, match=r"tiny\.toml is missing: it says how tiny\.onnx wants its faces"):
         recognizer(path)
-    with pytest.raises(UsageError, match="there is no packaged layout 'mobilefacenet_ms'; did you mean 'mobilefacenet_"):
+    with pytest.raises(
+        UsageError, match="there is no packaged layout 'mobilefacenet_ms'; did you mean 'mobilefacenet_"
+    ):
         recognizer(f"{path},layout=mobilefacenet_ms")
     with pytest.raises(InputError, match=r"nothing\.toml: a TOML file was wanted"):
         recognizer(f"{path},layout={tmp_path / 'nothing.toml'}")
@@ -145,13 +151,16 @@ def test_two_models_side_by_side(make):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("name", ["mobilefacenet_insightface", "mobilefacenet_ms1m"])
-def test_accuracy(shared, tmp_path, name, runtime):
-    """Over all 6,000 pairs 0.9942 and 0.9933; of these 300, one pair at most is not told."""
+@pytest.mark.parametrize(("name", "separation"), [("mobilefacenet_insightface", 6.78), ("mobilefacenet_ms1m", 6.28)])
+def test_accuracy(shared, tmp_path, name, separation, runtime):
+    """Over all 6,000 pairs 0.9942 and 0.9933; of 300, two pairs at most are not told; separation within 0.1.
+
+    With blue and red exchanged, or the template 5 % smaller, the first one has a separation of 6.36 and 6.62.
+    """
     model = shared(f"matchers/{name}.onnx")
     text = (importlib.resources.files("deocc_onnx") / "layouts" / f"{name}.toml").read_text()
     (tmp_path / "layout.toml").write_text(f'{text}\nruntime = "{runtime}"')
     made = recognizer(f"{model},layout={tmp_path / 'layout.toml'}", runtime)
     found = lfw_verification(made, shared("faces/lfw"), pairs=300)
-    assert found.accuracy >= 0.99
-    assert found.auc >= 0.999
+    assert found.accuracy > 0.99
+    assert found.separation == pytest.approx(separation, abs=0.1)
