@@ -80,8 +80,12 @@ class LPIPS(nn.Module):
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:
         """The distance of each pair: (N, 3, H, W), (N, 3, H, W) -> (N,)."""
-        total = image.new_zeros(image.shape[0])
-        for index, (a, b) in enumerate(zip(self.features(image), self.features(other), strict=True)):
+        return self.distance(self.features(image), self.features(other))
+
+    def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
+        """The distance of each pair of images whose :meth:`features` are given: (N,)."""
+        total = features[0].new_zeros(len(features[0]))
+        for index, (a, b) in enumerate(zip(features, others, strict=True)):
             difference = (_unit(a) - _unit(b)).square()
             total = total + torch.einsum("nchw,c->nhw", difference, self.get_buffer(f"head{index}")).mean((1, 2))
         return total
