@@ -19,10 +19,12 @@ from deocc.report.sheet import INVENTED
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #202124; --faint: #5f6368; --paper: #fff; --line: #dadce0; --note: #fef7e0;
-  --c0: var(--ink); --c1: #c8102e; --c2: #0b57d0; --c3: #107c41; --c4: #8e24aa; --c5: #b06000; --c6: #00838f; --c7: #ad1457; }
+  --c0: var(--ink); --c1: #c8102e; --c2: #0b57d0; --c3: #107c41;
+  --c4: #8e24aa; --c5: #b06000; --c6: #00838f; --c7: #ad1457; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --faint: #9aa0a6; --paper: #1b1c1f; --line: #3c4043; --note: #3a3320;
-    --c0: var(--ink); --c1: #ff8a80; --c2: #8ab4f8; --c3: #81c995; --c4: #d7aefb; --c5: #fdd663; --c6: #78d9ec; --c7: #ff8bcb; }
+    --c0: var(--ink); --c1: #ff8a80; --c2: #8ab4f8; --c3: #81c995;
+    --c4: #d7aefb; --c5: #fdd663; --c6: #78d9ec; --c7: #ff8bcb; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--paper); color: var(--ink);
@@ -31,14 +33,13 @@ h1 { font-size: 1.6rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; overflow-wrap: anywhere; }
 p { margin: .25rem 0; max-width: 46rem; }
 .faint { color: var(--faint); font-size: .9rem; }
-.note { background: var(--note); padding: .5rem .75rem; border-radius: .4rem; display: inline-block; margin: .75rem 0; }
+.note { background: var(--note); padding: .5rem .75rem; border-radius: .4rem; display: inline-block; margin: .25rem 0; }
 .pictures { display: flex; flex-wrap: wrap; gap: .75rem; }
 figure { margin: 0; }
 figure img { display: block; height: 13rem; width: auto; max-width: 100%; object-fit: contain; border-radius: .3rem; }
 figcaption { font-size: .85rem; color: var(--faint); padding-top: .25rem; max-width: 20rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-bottom: 1.25rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--faint); font-size: .9rem; padding-bottom: .4rem; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { font-weight: 600; vertical-align: bottom; white-space: normal; }
@@ -127,6 +128,7 @@ def html(
     title: str,
     *,
     intro: str = "",
+    notes: Sequence[str] = (),
     rows: Sequence[Row] = (),
     table: Table | None = None,
     sections: Sequence[Section] = (),
@@ -137,6 +139,7 @@ def html(
     Args:
         title: heading of the page.
         intro: a paragraph below it.
+        notes: what must be read before anything else.
         rows: the pictures.
         table: the figures.
         sections: anything else, in this order.
@@ -158,7 +161,7 @@ def html(
     page.add(f"<h1>{escape(title)}</h1>")
     if intro:
         page.add(f"<p>{escape(intro)}</p>")
-    page.add(f'<p class="note">{INVENTED}</p>')
+    page.add(*(f'<p><span class="note">{escape(note)}</span></p>' for note in (INVENTED, *notes)))
     for row in rows:
         page.add("<section>", f"<h2>{escape(row.heading)}</h2>")
         if row.text:
@@ -180,9 +183,9 @@ def html(
 
 def _add_table(page: _Parts, table: Table) -> None:
     escape = markup.escape
+    if table.caption:  # not a <caption>, which would be as wide as the widest table and be cut with it
+        page.add(f'<p class="faint">{escape(table.caption)}</p>')
     page.add('<div class="scroll"><table>')
-    if table.caption:
-        page.add(f"<caption>{escape(table.caption)}</caption>")
     page.add("<thead><tr>", *(f'<th scope="col">{escape(name)}</th>' for name in table.columns), "</tr></thead><tbody>")
     for row in table.rows:
         if len(row) != len(table.columns):

@@ -20,8 +20,8 @@ STYLES = 8
 """How many series can be told apart."""
 
 _WIDTH = 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 46
-_CHARACTER = 7.2  # width of a digit of 13 px, about
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 10, 46
+_CHARACTER = 8.3  # width of a digit of 13 px, in a wide font
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,8 @@ def lines(
         if before and (not points or points[0][0] > x_range[0]):
             points.insert(0, (x_range[0], before[-1]))
         path = " ".join(f"{to_x(x):.1f},{to_y(min(max(y, y_range[0]), y_range[1])):.1f}" for x, y in points)
-        drawing.body.append(
-            f'<polyline class="curve s{line.style}" points="{path}"><title>{markup.escape(line.name)}</title></polyline>'
-        )
+        title = f"<title>{markup.escape(line.name)}</title>"
+        drawing.body.append(f'<polyline class="curve s{line.style}" points="{path}">{title}</polyline>')
     return Plot(drawing.svg(), caption, [(line.name, line.style) for line in series])
 
 
@@ -214,7 +213,9 @@ def histograms(
                 at += [f"{to_x(edges[index]):.1f},{y:.1f}", f"{to_x(edges[index + 1]):.1f},{y:.1f}"]
             at.append(f"{to_x(edges[last]):.1f},{base}")
             words = markup.escape(f"{panel.title}, {name}")
-            drawing.body.append(f'<polygon class="area s{style}" points="{" ".join(at)}"><title>{words}</title></polygon>')
+            drawing.body.append(
+                f'<polygon class="area s{style}" points="{" ".join(at)}"><title>{words}</title></polygon>'
+            )
         if panel.mark is not None and edges[first] <= panel.mark <= edges[last]:
             drawing.line(to_x(panel.mark), base - tall, to_x(panel.mark), base, "curve s0")
         drawing.line(_MARGIN, base, _WIDTH - _RIGHT, base, "frame")
