@@ -15,8 +15,8 @@ scores     name -> figure
 notes      anything else
 =========  ============================================================================
 
-``deocc.train`` adds more, ``people`` among it: digests of the identities trained on (:mod:`deocc.data.people`), by which
-``deocc judge`` tells whether somebody is tested who was trained on.
+``deocc.train`` adds more, ``people`` among it: digests of the identities trained on (:mod:`deocc.data.people`), by
+which ``deocc judge`` tells whether somebody is tested who was trained on.
 """
 
 from __future__ import annotations

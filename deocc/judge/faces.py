@@ -144,10 +144,15 @@ class Faces:
         """Read an image.
 
         Raises:
-            NoFaceError: no face was found in it.
+            NoFaceError: no face was found in it, or its landmarks lie beyond it.
             InputError: it cannot be read.
         """
-        return self._load(name)
+        face = self._load(name)
+        height, width = face.image.shape[:2]
+        inside = ((face.landmarks >= 0) & (face.landmarks <= (width - 1, height - 1))).all(axis=1)
+        if inside.sum() < 3:
+            raise NoFaceError(f"{name}: {5 - int(inside.sum())} of the five landmarks lie outside the image")
+        return face
 
     def landmarks(self) -> str:
         """Where the landmarks of the images loaded so far are from."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deocc.data import LFW, MFR2, Pair, read_pairs
+from deocc.data import IJBC, LFW, MFR2, Pair, read_pairs
 from deocc.data.source import read_lines
 from deocc.errors import InputError, UsageError
 from deocc.images import IMAGE_SUFFIXES
@@ -74,6 +74,8 @@ def list_pairs(faces: Faces, file: str | Path | None, *, seed: int = 0, limit: i
     """
     if limit is not None and limit < 2:
         raise UsageError(f"at least two pairs must be judged, got the limit {limit}")
+    if isinstance(faces.source, IJBC) and file is None:
+        return _templates(faces.source, limit)
     if file is not None:
         pairs, source = read_list(Path(file)), Path(file).name
     elif isinstance(faces.source, LFW) and (faces.source.root / "pairs.txt").is_file():
@@ -173,6 +175,18 @@ def made_pairs(faces: Faces, seed: int, most: int = 3000) -> list[Pair]:
         )
         impostors[Pair(first, second, False, pair.fold)] = None
     return [*genuine, *impostors]
+
+
+def _templates(source: IJBC, limit: int | None) -> Listed:
+    """IJB-C's pairs of templates of which images are there; the enrolled template is the gallery's."""
+    templates = {name: images for name, images in source.templates().items() if images}
+    every = source.template_pairs()
+    pairs = [Pair(*pair, 0) for pair in every if pair[0] in templates and pair[1] in templates]
+    if not pairs:
+        raise InputError(
+            f"none of the {len(every)} pairs of {source.title} has images of both templates in {source.root}"
+        )
+    return Listed(tuple(_spaced(pairs, limit)), "1:1 templates of IJB-C", (), len(every) - len(pairs), templates)
 
 
 def _in_turn(

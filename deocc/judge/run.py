@@ -250,12 +250,15 @@ def _described(
     """The parts with what is known of their training people; refuses to judge a restorer on those."""
     warnings = []
     found = []
-    for part in one.restorers + one.recognizers:
+    parts = one.restorers + one.recognizers
+    for number, part in enumerate(parts):
         shared = overlap(part, one.faces, people)
         flattered = named_in(part, one.recognizers) if part.result.role == "restorer" else ()
         found.append(replace(part.result, overlap=shared, trained_with=flattered))
         if shared.state == "found" and part.result.role == "restorer" and not allow_overlap:
             raise UsageError(f"{shared.sentence} Judge on other people, or allow it (--allow-overlap)")
+        if any(part.part is other.part for other in parts[:number]):  # said before
+            continue
         if shared.state in ("found", "unknown"):
             warnings.append(shared.sentence)
         warnings += [

@@ -40,6 +40,8 @@ CHANGES = 8
 MOST_RESAMPLED = 200_000
 """Pairs up to which bootstrap intervals are made."""
 
+_ROWS = 100_000
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -146,8 +148,11 @@ def _scores(
         place = {name: number for number, name in enumerate(unique)}
         vectors = views.embeddings[matcher, restorer if state == "U" else "", state]
         pooled = np.stack([_pooled(vectors, units[name]) for name in unique])
-        embedded.append(pooled[[place[name] for name in names]])
-    scores: Floats = np.einsum("pd,pd->p", *embedded, dtype=np.float64)
+        embedded.append((pooled, np.array([place[name] for name in names])))
+    scores = np.empty(len(embedded[0][1]))
+    for start in range(0, len(scores), _ROWS):  # there may be millions of pairs
+        rows = [pooled[places[start : start + _ROWS]] for pooled, places in embedded]
+        scores[start : start + _ROWS] = np.einsum("pd,pd->p", *rows, dtype=np.float64)
     return scores
 
 

@@ -39,7 +39,7 @@ CHUNK = 32
 """Images that are worked on together: what an interrupted run does again."""
 
 BATCH = 16
-"""Faces that a restorer gets at once."""
+"""Faces that a restorer or a matcher gets at once."""
 
 FIGURES = ("psnr", "ssim", "hole_psnr", "hole_ssim", "iou")
 """Figures of a restored crop, in the order of the vectors of :attr:`Views.quality`."""
@@ -446,7 +446,7 @@ def _embed(one: Loaded, crops: Callable[[Crop], U8], names: Sequence[str], state
     images = to_tensor(crops(one.crop))
     with one.lock, torch.inference_mode():
         try:
-            embeddings: Tensor = one.part(images)
+            embeddings = torch.cat([one.part(batch) for batch in torch.split(images, BATCH)])
         except InputError as error:
             words = {"T": "true", "M": "occluded", "U": "restored"}[state]
             for number, name in enumerate(names):
