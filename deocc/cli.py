@@ -675,17 +675,20 @@ def _source(kind: str, root: Path, split: str | None) -> Any:
 
 
 def _state(method: Any) -> str:
-    """Whether a method can be used as it is: with packaged weights, or none needed."""
+    """Whether a method can be used as it is: with packaged weights or none needed, and nothing else lacking."""
     from deocc.plugins import packaged_weights
 
     lacking = []
     for part in method.parts():
         try:
-            if packaged_weights(method, part) is None and method.resolve(part).needs_weights:
-                lacking.append(part)
+            cls = method.resolve(part)
+            if packaged_weights(method, part) is None and cls.needs_weights:
+                lacking.append(f"{part} needs --weights")
+            if what := cls.lacks():
+                lacking.append(f"{part} needs {what}")
         except DeoccError as error:
             return f"broken: {error}"
-    return f"{', '.join(lacking)} needs --weights" if lacking else "ready"
+    return ", ".join(lacking) or "ready"
 
 
 def _outcome(outcome: Outcome, verb: str) -> int:

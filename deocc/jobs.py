@@ -342,7 +342,8 @@ def _version_of(method: str) -> str:
     """The version of the distribution that declares a method."""
     from deocc.plugins import GROUP
 
-    found = [entry.dist.version for entry in entry_points(group=GROUP, name=method) if entry.dist is not None]
+    entries = entry_points(group=GROUP, name=method.partition(":")[0])
+    found = [entry.dist.version for entry in entries if entry.dist is not None]
     return ", ".join(found)
 
 

@@ -307,6 +307,18 @@ def test_methods_that_need_weights(install, capsys):
     assert re.search(r"^learned .* restorer needs --weights$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_methods_that_lack_something_else(install, capsys):
+    more = """
+    class Asking(Halve):
+        @classmethod
+        def lacks(cls):
+            return "a model"
+    """
+    install("asking", extra='restorer="{module}_parts:Asking",', more=more)
+    main(["methods"])
+    assert re.search(r"^asking .* restorer needs a model$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_data_pack_and_check(photos, tmp_path, capsys):
     pack = tmp_path / "packs" / "one"
     write_image(photos / "nobody.png", np.full((64, 64, 3), 90, np.uint8))

@@ -216,6 +216,8 @@ class Verification:
         seed, resamples: of the bootstrap.
         rows, comparisons, curves: the figures.
         gains, losses: for each matcher and restorer, the pairs with the largest and the smallest ``gain``.
+        scores: the file beside the report that holds the scores of all pairs (:func:`deocc.judge.diff.read_scores`), by
+            which two reports are compared pair by pair; empty where there are too many pairs to keep them.
     """
 
     pairs: int = 0
@@ -234,6 +236,7 @@ class Verification:
     curves: tuple[Curve, ...] = ()
     gains: tuple[Change, ...] = ()
     losses: tuple[Change, ...] = ()
+    scores: str = ""
 
 
 @dataclass(frozen=True)

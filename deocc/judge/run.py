@@ -17,13 +17,14 @@ import deocc
 from deocc import method
 from deocc.data import PackedFaces, Source
 from deocc.errors import InputError, UsageError
-from deocc.files import make_folder
+from deocc.files import atomic_write, make_folder
 from deocc.images import write_image
 from deocc.judge import qualify, result, retrieve, verify
 from deocc.judge.cache import Cache
 from deocc.judge.faces import Faces, Occluding, open_faces
 from deocc.judge.networks import FeatureNetwork, load_networks
 from deocc.judge.overlap import named_in, overlap
+from deocc.judge.page import write_page
 from deocc.judge.pairs import list_pairs
 from deocc.judge.parts import Loaded, load_recognizers, load_restorers
 from deocc.judge.result import Report
@@ -35,6 +36,7 @@ __all__ = ["TASKS", "judge", "quality", "retrieval", "verification"]
 TASKS = ("verification", "retrieval", "quality")
 
 REPORT = "report.json"
+SCORES = "scores.npz"
 PICTURES = "pictures"
 
 
@@ -77,7 +79,7 @@ def judge(
         restorers, recognizers: names of installed methods (with settings, as :func:`deocc.plugins.load` takes them), or
             the objects themselves.
         tasks: some of :data:`TASKS`.
-        out: folder for ``report.json`` and ``pictures/``; None writes nothing.
+        out: folder for ``report.json``, ``report.html``, ``scores.npz`` and ``pictures/``; None writes nothing.
         pairs: list of pairs for verification (:func:`deocc.judge.pairs.read_list`); None takes the data set's own, or
             makes some.
         occluder: None for ``deocc.occlude``; an installed occluder or an :class:`deocc.method.Occluder`; or "real": the
@@ -137,9 +139,11 @@ def judge(
         where = Path(cache) if cache is not None else Path(out) / "cache" if out is not None else None
         kept = Cache(where)
         stack.callback(kept.close)
+        scores: dict[str, Any] = {}
         report = _judge(
             one,
             tasks,
+            scores=scores,
             pairs=pairs,
             seed=seed,
             limit=limit,
@@ -150,7 +154,12 @@ def judge(
         )
         if out is not None:
             report = _with_pictures(one, report, Path(out))
+            if report.verification is not None and scores:
+                with atomic_write(Path(out) / SCORES) as file:
+                    np.savez(file, **scores)
+                report = replace(report, verification=replace(report.verification, scores=SCORES))
             result.write(Path(out) / REPORT, report)
+            write_page(out)
     return report
 
 
@@ -173,6 +182,7 @@ def _judge(
     one: _Judge,
     tasks: Sequence[str],
     *,
+    scores: dict[str, Any],
     pairs: str | Path | None,
     seed: int,
     limit: int | None,
@@ -212,7 +222,7 @@ def _judge(
         "seed": seed,
         "resamples": resamples,
     }
-    verified = None if listed is None else verify.verification(views, listed, **common)
+    verified = None if listed is None else verify.verification(views, listed, kept=scores, **common)
     retrieved = None if chosen is None else retrieve.retrieval(views, chosen, faces, **common)
     measured = None if names is None else qualify.quality(views, names, networks=one.networks, **common)
     occluded = sorted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +63,15 @@ def verification(
     recognizers: Sequence[Loaded],
     seed: int = 0,
     resamples: int = 1000,
+    kept: dict[str, NDArray[Any]] | None = None,
 ) -> Verification:
     """Score all pairs in every state.
+
+    Args:
+        views, listed, occluding, restorers, recognizers: what is judged.
+        seed, resamples: of the bootstrap.
+        kept: filled with ``probe``, ``gallery``, ``same``, ``fold`` and ``kind`` of the pairs, (P,) each, and with the
+            scores, (P,) float32 under ``recognizer|restorer|state``; left alone where there are too many pairs.
 
     Raises:
         InputError: without the faces that were not found, no pair of one person or none of two is left.
@@ -87,6 +95,8 @@ def verification(
     if not occluding.real:
         states = {"TT": ("T", "T"), **states, "MM": ("M", "M"), "UU": ("U", "U")}
     gallery, probes = ([getattr(pair, side) for pair in pairs] for side in ("first", "second"))
+    if kept is not None and len(pairs) <= MOST_RESAMPLED:
+        kept |= {"probe": np.array(probes), "gallery": np.array(gallery), "same": same, "fold": folds, "kind": kinds}
     curves, gains, losses = [], [], []
     for matcher in recognizers:
         scores: dict[tuple[str, str], Floats] = {}
@@ -96,6 +106,8 @@ def verification(
                     views, matcher.key, restorer, units, (probes, probe), (gallery, other)
                 )
         for (restorer, state), values in scores.items():
+            if kept is not None and len(pairs) <= MOST_RESAMPLED:
+                kept[f"{matcher.key}|{restorer}|{state}"] = values.astype(np.float32)
             table.add(matcher.key, restorer, state, values, scores.get(("", "TT")))
             curves.append(_curve(matcher.key, restorer, state, values, same))
         for one in restorers:
