@@ -44,8 +44,9 @@ $(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt
 	$(PIP) install -q --no-build-isolation --no-deps $(foreach plugin,$(PLUGINS),-e ./$(plugin))
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-matchers.txt
 	$(PIP) install -q -r requirements-dev.txt
+	$(PIP) install -q --no-build-isolation --no-deps -r requirements-matchers.txt
 	touch $@
 
 clean:

@@ -242,8 +242,8 @@ class Pack(Verb):
         from deocc.files import make_folder
 
         crop = Crop(self.size, self.zoom)
-        source = _source(self.kind, self.source, self.split)
         model = None if self.dense_field is None else face_model(self.dense_field)
+        source = _source(self.kind, self.source, self.split)
         make_folder(self.out.parent)
         with _progress(f"packing {self.source}") as progress:
             report = pack(
@@ -261,8 +261,10 @@ class Pack(Verb):
             print(f"{name}: skipped: {reason}", file=sys.stderr)
         for name in report.without_field:
             print(f"{name}: the face model sees no face, its field is empty", file=sys.stderr)
-        fields = "" if model is None else f"{len(report.without_field)} without a field, "
-        print(f"{report.path}: {report.faces} faces, {fields}{len(report.skipped)} images skipped, {report.seconds:.1f} s")
+        counts = [f"{report.faces} faces", f"{len(report.skipped)} images skipped", f"{report.seconds:.1f} s"]
+        if model is not None:
+            counts.insert(1, f"{len(report.without_field)} without a field")
+        print(f"{report.path}: {', '.join(counts)}")
         return 0
 
 
@@ -298,6 +300,162 @@ class Data:
     """Pack data sets for training, and check what was packed."""
 
     verb: Annotated[Pack, subcommand("pack")] | Annotated[CheckData, subcommand("check")]
+
+    @property
+    def debug(self) -> bool:
+        """Show the traceback of an error."""
+        return self.verb.debug
+
+    def run(self) -> int:
+        """Run the verb below."""
+        return self.verb.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeTask(Verb):
+    """What the verbs below 'deocc judge' share.
+
+    Attributes:
+        data: The faces: a folder written by 'deocc data pack'; KIND:FOLDER or KIND:FOLDER:SPLIT, such as
+            lfw:data/lfw:test; or any folder of images, with a folder for each person.
+        out: Folder for report.json, the pictures that it names, and the cache.
+        restorer: Methods that restore, with commas or spaces between.
+        recognizer: Methods that match faces, with commas or spaces between.
+        given: Restorers among these that are judged a second time with the true occlusion given to them. Those that
+            cannot find one are always given it.
+        weights: Weights of a method, instead of the packaged ones; may be repeated.
+        occluder: Installed method that occludes, instead of deocc.occlude; or 'real': the probes wear real masks.
+        kinds: Kinds of occlusion of deocc.occlude to choose among. By default all.
+        seed: Of the occlusions, each decided by it and the name of the image, and of all that is drawn.
+        limit: At most so many pairs, probes and faces, evenly spaced.
+        resamples: Bootstrap samples behind each interval; 0 for none.
+        allow_overlap: Judge though people of the test were in a restorer's training.
+        cache: Folder for embeddings and figures, to share between reports. By default OUT/cache.
+        device: Where to compute: cpu, cuda, cuda:1.
+    """
+
+    data: Annotated[str, arg(metavar="DATA")]
+    out: Folder
+    restorer: Annotated[tuple[str, ...], arg(metavar="METHOD...")]
+    recognizer: Annotated[tuple[str, ...], arg(metavar="METHOD...")] = ("mobilefacenet",)
+    given: Annotated[tuple[str, ...], arg(metavar="METHOD...", help_behavior_hint="")] = ()
+    weights: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="METHOD=FILE")] = ()
+    occluder: Annotated[str | None, arg(metavar="METHOD|real")] = None
+    kinds: Annotated[tuple[str, ...], arg(metavar="KIND...", help_behavior_hint="")] = ()
+    seed: int = 0
+    limit: int | None = None
+    resamples: int = 1000
+    allow_overlap: Flag = False
+    cache: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    device: str = "cpu"
+
+    def judged(self, *tasks: str, **options: Any) -> int:
+        """Judge, and print the tables."""
+        from deocc.judge import judge
+        from deocc.judge.parts import split_names
+        from deocc.judge.table import print_report
+
+        weights = {}
+        for text in self.weights:
+            name, equals, file = text.rpartition("=")
+            if not equals or not name or not file:
+                raise UsageError(f"--weights wants METHOD=FILE, got {text!r}")
+            weights[name] = file
+        with _progress(f"judging on {self.data}") as progress:
+            report = judge(
+                self.data,
+                tasks=tasks,
+                out=self.out,
+                restorers=split_names(self.restorer),
+                recognizers=split_names(self.recognizer),
+                given=split_names(self.given),
+                weight_files=weights,
+                occluder=self.occluder,
+                kinds=self.kinds or None,
+                seed=self.seed,
+                limit=self.limit,
+                resamples=self.resamples,
+                allow_overlap=self.allow_overlap,
+                cache=self.cache,
+                device=self.device,
+                progress=progress,
+                **options,
+            )
+        print_report(report)
+        print(f"report: {self.out / 'report.json'}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeVerification(JudgeTask):
+    """Verify pairs of faces in five states: unmasked by a restorer, masked, and true.
+
+    The letters are the probe's and the gallery's: T true, M masked, U unmasked. TT, MT, UT, MM, UU.
+
+    Attributes:
+        pairs: List of pairs, in the format of LFW or with lines 'image image 1|0 [fold]'. By default that of the data
+            set, or pairs that are made by the seed.
+    """
+
+    pairs: Annotated[Path | None, arg(metavar="FILE")] = None
+
+    def run(self) -> int:
+        """Verify."""
+        return self.judged("verification", pairs=self.pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRetrieval(JudgeTask):
+    """Look for masked and restored faces in a gallery of full faces: CMC, mAP, and ten sets of pairs."""
+
+    def run(self) -> int:
+        """Look for them."""
+        return self.judged("retrieval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeQuality(JudgeTask):
+    """Compare restored faces with the true ones: PSNR, SSIM, LPIPS, occlusion IoU, and distances between sets.
+
+    Attributes:
+        features: Feature networks: .safetensors files of LPIPS, or .onnx files for RGB 0..255 (FILE.onnx:SIDE, 299
+            pixels by default). The recognizers' embeddings are used in any case.
+    """
+
+    features: Annotated[tuple[str, ...], arg(metavar="FILE...", help_behavior_hint="")] = ()
+
+    def run(self) -> int:
+        """Compare them."""
+        return self.judged("quality", features=self.features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeAll(JudgeTask):
+    """Verification, retrieval and quality in one pass over the images.
+
+    Attributes:
+        pairs: List of pairs; see 'deocc judge verification'.
+        features: Feature networks; see 'deocc judge quality'.
+    """
+
+    pairs: Annotated[Path | None, arg(metavar="FILE")] = None
+    features: Annotated[tuple[str, ...], arg(metavar="FILE...", help_behavior_hint="")] = ()
+
+    def run(self) -> int:
+        """All of it."""
+        return self.judged("verification", "retrieval", "quality", pairs=self.pairs, features=self.features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Measure whether restoring faces helps a matcher, and what it invents."""
+
+    verb: (
+        Annotated[JudgeVerification, subcommand("verification")]
+        | Annotated[JudgeRetrieval, subcommand("retrieval")]
+        | Annotated[JudgeQuality, subcommand("quality")]
+        | Annotated[JudgeAll, subcommand("all")]
+    )
 
     @property
     def debug(self) -> bool:
@@ -432,6 +590,7 @@ Command = (
     | Annotated[Occlude, subcommand("occlude")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Data, subcommand("data")]
+    | Annotated[Judge, subcommand("judge")]
     | Annotated[Methods, subcommand("methods")]
     | Annotated[Info, subcommand("info")]
     | Annotated[NewPlugin, subcommand("new-plugin")]
@@ -516,17 +675,20 @@ def _source(kind: str, root: Path, split: str | None) -> Any:
 
 
 def _state(method: Any) -> str:
-    """Whether a method can be used as it is: with packaged weights, or none needed."""
+    """Whether a method can be used as it is: with packaged weights or none needed, and nothing else lacking."""
     from deocc.plugins import packaged_weights
 
     lacking = []
     for part in method.parts():
         try:
-            if packaged_weights(method, part) is None and method.resolve(part).needs_weights:
-                lacking.append(part)
+            cls = method.resolve(part)
+            if packaged_weights(method, part) is None and cls.needs_weights:
+                lacking.append(f"{part} needs --weights")
+            if what := cls.lacks():
+                lacking.append(f"{part} needs {what}")
         except DeoccError as error:
             return f"broken: {error}"
-    return f"{', '.join(lacking)} needs --weights" if lacking else "ready"
+    return ", ".join(lacking) or "ready"
 
 
 def _outcome(outcome: Outcome, verb: str) -> int:

@@ -342,7 +342,8 @@ def _version_of(method: str) -> str:
     """The version of the distribution that declares a method."""
     from deocc.plugins import GROUP
 
-    found = [entry.dist.version for entry in entry_points(group=GROUP, name=method) if entry.dist is not None]
+    entries = entry_points(group=GROUP, name=method.partition(":")[0])
+    found = [entry.dist.version for entry in entries if entry.dist is not None]
     return ", ".join(found)
 
 
@@ -366,7 +367,9 @@ def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
         pictures["after"] = face.after
         for name, picture in pictures.items():
             write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
-        row = contact_sheet([[_as_large_as(face.before, picture) for picture in pictures.values()]], columns=[*pictures])
+        row = contact_sheet(
+            [[_as_large_as(face.before, picture) for picture in pictures.values()]], columns=[*pictures]
+        )
         write_image(folder / f"{number}-row.png", row, overwrite=True)
         notes.append({"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "matrix": face.matrix.tolist()})
     with atomic_write(folder / "faces.json") as file:

@@ -14,6 +14,7 @@ import abc
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -131,15 +132,25 @@ class Part(abc.ABC):  # noqa: B024 (each kind of part has its own abstract metho
         crop_size, crop_zoom: the aligned square crop the part was made for: its side in pixels, and the scale of the
             five-point ArcFace template inside it (1.0 is the template itself, 0.75 leaves room for hair and chin);
             see :class:`deocc.faces.Crop`.
+        files: models that it read besides its weights; a report names their SHA-256.
     """
 
     needs_weights: ClassVar[bool] = False
     crop_size: int = 128
     crop_zoom: float = 0.75
     network: nn.Module | None = None
+    files: tuple[Path, ...] = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def lacks(cls) -> str:
+        """What has to be supplied, besides weights, before the part works in its default configuration.
+
+        ``deocc methods`` shows it behind the word "needs"; empty when there is nothing.
+        """
+        return ""
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ itself.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import re
 from collections import defaultdict
@@ -22,7 +23,7 @@ from deocc.errors import PluginError, UsageError, WeightsError
 if TYPE_CHECKING:
     from deocc.method import Method, Occluder, Part, Recognizer, Restorer
 
-__all__ = ["GROUP", "OLDEST_API", "Problem", "get", "load", "names", "packaged_weights", "problems"]
+__all__ = ["GROUP", "OLDEST_API", "Problem", "get", "load", "names", "packaged_weights", "parse", "problems"]
 
 GROUP = "deocc.methods"
 """The entry-point group that plugins declare."""
@@ -58,11 +59,14 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> Method:
     """The method called ``name``; imports the module that holds it, and none of its parts.
 
+    Args:
+        name: an installed method; settings behind a colon (:func:`parse`) are left aside.
+
     Raises:
         UsageError: no such method is installed.
         PluginError: two distributions claim the name, or the plugin is broken.
     """
-    declared = _declared()
+    name, declared = name.partition(":")[0], _declared()
     if name not in declared:
         if not declared:
             raise UsageError(f"there is no method {name!r}: no plugin with a method is installed")
@@ -73,6 +77,33 @@ def get(name: str) -> Method:
     if isinstance(method, Problem):
         raise PluginError(str(method))
     return method
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """A method as it is written on the command line: its name, and fields of its configuration to change.
+
+    ``"onnx:model.onnx,layout=arcface.toml"`` is the method ``onnx`` with its field ``layout`` set, and what stands
+    first without ``=`` is the value of the first field. So one method may be used twice, with two models.
+
+    Returns:
+        the name, and field -> text for :func:`deocc.config.replace`, empty where only a name was given.
+
+    Raises:
+        UsageError: a setting is not ``field=value``, or stands there twice, or there is no such method.
+        PluginError: the plugin is broken.
+    """
+    name, _, settings = text.partition(":")
+    method, found = get(name), {}
+    # A comma ends a setting where another one begins; any other is part of a path or a list.
+    for number, item in enumerate(re.split(r",(?=[A-Za-z_][\w.]*=)", settings) if settings else ()):
+        key, given, value = item.partition("=") if re.match(r"[A-Za-z_][\w.]*=", item) else ("", "", item)
+        if not given and number == 0:
+            fields: Any = dataclasses.fields(method.resolve("config"))
+            key = fields[0].name if fields else ""
+        if not key or key in found:
+            raise UsageError(f"{text!r}: settings of method {name!r} are written 'field=value', got {item!r}")
+        found[key] = value
+    return name, found
 
 
 def problems() -> list[Problem]:
@@ -140,7 +171,7 @@ def load(name: str, part: str, *, weights: str | Path | None = None, device: str
     The configuration is the one on the weights' card, else the defaults, with ``overrides`` applied.
 
     Args:
-        name: an installed method.
+        name: an installed method, with settings of its own if need be: ``"onnx:model.onnx"``, see :func:`parse`.
         part: ``"restorer"``, ``"occluder"`` or ``"recognizer"``.
         weights: a safetensors file with its JSON card beside it; by default the file packaged with the method, if any.
         device: where to compute, such as ``"cpu"`` or ``"cuda:0"``.
@@ -154,7 +185,8 @@ def load(name: str, part: str, *, weights: str | Path | None = None, device: str
     from deocc import weights as files
     from deocc.method import PARTS
 
-    method = get(name)
+    name, settings = parse(name)
+    method, overrides = get(name), settings | overrides
     if part not in PARTS:
         raise UsageError(f"a part must be one of {', '.join(PARTS)}, got {part!r}; {did_you_mean(part, PARTS)}")
     part_class: Any = method.resolve(part)

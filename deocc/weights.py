@@ -14,6 +14,9 @@ sha256     of the safetensors file; :func:`save` writes it
 scores     name -> figure
 notes      anything else
 =========  ============================================================================
+
+``deocc.train`` adds more, ``people`` among it: digests of the identities trained on (:mod:`deocc.data.people`), by
+which ``deocc judge`` tells whether somebody is tested who was trained on.
 """
 
 from __future__ import annotations

@@ -20,24 +20,27 @@ SURFACE = {
         "concatenate pack read_pairs"
     ),
     "deocc.errors": "DeoccError InputError MissingDependencyError PluginError UsageError WeightsError",
-    "deocc.faces": "Crop Detector Face TEMPLATE_112 align paste_back",
+    "deocc.faces": (
+        "Crop DenseField Detector Face FaceMesh FaceModel MorphableModel TEMPLATE_112 align colour_field dense_field "
+        "face_model paste_back"
+    ),
     "deocc.files": "atomic_write make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
-    "deocc.losses": "LPIPS",
+    "deocc.losses": "LPIPS StyleLoss",
     "deocc.method": (
         "API Engine Method Occluded Occluder PARTS Part Recognizer Restored Restorer Task Training check_images "
         "check_occlusion"
     ),
     "deocc.metrics": "occlusion_iou psnr ssim",
-    "deocc.occlude": "Occlusion fingerprint kinds occlude",
+    "deocc.occlude": "Occlusion fingerprint kind_of kinds occlude",
     "deocc.ops": (
         "Backend DomainCenters DualAttentionFusion Fusion InfoNCE KeyQueue RelationalDistillation area_downsample "
         "attention_blend backends build_info channel_attention_projection composite composite_uint8 "
         "contextual_attention contextual_attention_offsets domain_constrained_ranking gated_projection info_nce "
-        "relational_angle relational_distance relational_distillation"
+        "rasterise relational_angle relational_distance relational_distillation"
     ),
-    "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights problems",
+    "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights parse problems",
     "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",
     "deocc.scaffold": "KINDS new_plugin",
     "deocc.testing": "Check ContractError checks method_checks run_checks",

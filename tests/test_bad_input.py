@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from deocc import metrics, ops
 from deocc.cli import main
 from deocc.errors import DeoccError
-from deocc.faces import Crop, Detector, align, paste_back
+from deocc.faces import Crop, Detector, align, colour_field, dense_field, paste_back
 from deocc.images import to_tensor, to_uint8, write_image
 from deocc.method import Recognizer, Restored, Restorer
 from deocc.occlude import occlude
@@ -231,6 +231,21 @@ def test_bad_occlusion(deocc, method, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# Face models -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_face_model(deocc, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(PORTRAIT.read_bytes())
+    run = ("data", "pack", tmp_path / "photos", "-o", tmp_path / "out", "--dense-field")
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    (tmp_path / "a.txt").write_text("x")
+    deocc(*run, tmp_path / "a.npz").says(1, "a.npz", "is no morphable model")
+    deocc(*run, tmp_path / "a.txt").says(1, "a.txt", ".npz, .mat, .h5")
+    deocc(*run, tmp_path / "none.npz").says(2, "none.npz", "'facemesh'")
+    assert not (tmp_path / "out").exists()
+
+
 # Weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +308,7 @@ def test_usage(deocc, method, tmp_path):
     deocc("data", "pack", tmp_path, "-o", out, "--kind", "lwf").says(2, "'lwf'", "did you mean 'lfw'")
     deocc("data", "pack", tmp_path, "-o", out, "--kind", "folder", "--split", "test").says(2, "--split test")
     deocc("data", "pack", tmp_path, "-o", out, "--size", "0").says(2, "size")
+    deocc("data", "pack", tmp_path, "-o", out, "--dense-field", "facemsh").says(2, "'facemesh'", "'facemsh'")
     deocc("data", "pack", tmp_path / "none", "-o", out).says(1, "none")
     deocc("data", "check").says(2, "at least one folder")
     deocc("data", "check", tmp_path / "none").says(1, "none")
@@ -388,6 +404,7 @@ DETECTOR = Detector(max_size=64)
 FUNCTIONS = {
     "ops.composite": (3, ops.composite),
     "ops.composite_uint8": (3, ops.composite_uint8),
+    "ops.rasterise": (4, ops.rasterise),
     "ops.info_nce": (3, ops.info_nce),
     "ops.KeyQueue.enqueue": (1, ops.KeyQueue(3, 2).enqueue),
     "ops.relational_distillation": (2, ops.relational_distillation),
@@ -409,6 +426,8 @@ FUNCTIONS = {
     "align": (2, lambda image, landmarks: align(image, landmarks, Crop(16, 0.75))),
     "paste_back": (4, paste_back),
     "Detector": (1, DETECTOR.detect),
+    "dense_field": (2, dense_field),
+    "colour_field": (1, colour_field),
     "occlude": (2, lambda image, landmarks: occlude(image, landmarks, 0)),
     "unmask": (2, lambda photo, hidden: unmask(photo, occlusion=hidden, restorer=Echo(None), detector=DETECTOR)),
 }

@@ -43,7 +43,8 @@ PARTS = """
                 occlusion = torch.zeros_like(image[:, :1])
                 occlusion[:, :, 32:] = 1
             painted = torch.full_like(image, self.config.level)
-            return Restored(painted, occlusion, {"map": occlusion, "field": -image[:, :2]})
+            extras = {"map": occlusion, "raw": -image[:, :2], "field": image[:, :2, ::2, ::2]}
+            return Restored(painted, occlusion, extras)
 
 
     class Told(Find):
@@ -127,7 +128,8 @@ def test_unmask_folder(method, photos, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err == ""
     assert "2 of 2 photos unmasked" in said.out
-    faces = ["1-after.png", "1-before.png", "1-field.npy", "1-map.png", "1-occlusion.png", "faces.json"]
+    faces = ["1-after.png", "1-before.png", "1-field-u.png", "1-field-v.png", "1-field.npy", "1-map.png"]
+    faces += ["1-occlusion.png", "1-raw.npy", "1-row.png", "faces.json"]
     assert files_of(out) == sorted(
         ["a.png", "more/b.png", "deocc-unmask.jsonl", "report.html"]
         + [f"{name}.faces/{file}" for name in ("a", "more/b") for file in faces]
@@ -136,7 +138,11 @@ def test_unmask_folder(method, photos, tmp_path, capsys):
     assert before.shape == after.shape
     assert (before != after).any()
     assert (before[:20] == after[:20]).all()
-    assert np.load(out / "a.faces" / "1-field.npy").shape == (2, 64, 64)
+    assert np.load(out / "a.faces" / "1-raw.npy").shape == (2, 64, 64)
+    assert np.load(out / "a.faces" / "1-field.npy").shape == (2, 32, 32)
+    assert read_image(out / "a.faces" / "1-field-u.png").shape == (32, 32, 3)
+    row = read_image(out / "a.faces" / "1-row.png")
+    assert row.shape[1] >= 6 * 64  # before, occlusion, map, u, v, after
     (face,) = json.loads((out / "a.faces" / "faces.json").read_text())
     assert np.shape(face["landmarks"]) == (5, 2)
     report = (out / "report.html").read_text()
@@ -301,6 +307,18 @@ def test_methods_that_need_weights(install, capsys):
     assert re.search(r"^learned .* restorer needs --weights$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_methods_that_lack_something_else(install, capsys):
+    more = """
+    class Asking(Halve):
+        @classmethod
+        def lacks(cls):
+            return "a model"
+    """
+    install("asking", extra='restorer="{module}_parts:Asking",', more=more)
+    main(["methods"])
+    assert re.search(r"^asking .* restorer needs a model$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_data_pack_and_check(photos, tmp_path, capsys):
     pack = tmp_path / "packs" / "one"
     write_image(photos / "nobody.png", np.full((64, 64, 3), 90, np.uint8))
@@ -313,6 +331,19 @@ def test_data_pack_and_check(photos, tmp_path, capsys):
     images.write_bytes(images.read_bytes()[:-1])
     assert main(["data", "check", str(pack)]) == 1
     assert "images.npy" in capsys.readouterr().err
+
+
+def test_data_pack_with_fields(photos, tmp_path, capsys):
+    pack = tmp_path / "packs" / "one"
+    assert main(["data", "pack", str(photos), "-o", str(pack), "--size", "64", "--dense-field", "facemesh"]) == 0
+    assert "2 faces, 0 without a field, 0 images skipped" in capsys.readouterr().out
+    fields = np.load(pack / "fields.npy")
+    assert fields.shape == (2, 64, 64, 3)
+    assert (fields.reshape(2, -1, 3).max(axis=1) > 200).all()
+    assert main(["data", "check", str(pack)]) == 0
+    (pack / "fields.npy").unlink()
+    assert main(["data", "check", str(pack)]) == 1
+    assert "fields.npy" in capsys.readouterr().err
 
 
 def test_new_plugin_and_check(method, tmp_path, capsys):

@@ -312,6 +312,22 @@ def test_broken_plugin_has_one_check_that_fails(install):
     assert "on purpose" in message
 
 
+def test_checks_with_settings(install):
+    more = """
+    from deocc.errors import UsageError
+
+
+    class Choosy(Halve):
+        def __init__(self, config):
+            super().__init__(config)
+            if config.width != 7:
+                raise UsageError("it needs a width of 7")
+    """
+    install("choosy", extra='restorer="{module}_parts:Choosy",', more=more)
+    assert {message for _, passed, message in run_checks("choosy") if not passed} == {"it needs a width of 7"}
+    assert all(passed for _, passed, _ in run_checks("choosy:7"))
+
+
 def test_unknown_method(install):
     with pytest.raises(UsageError, match="there is no method 'nobody'"):
         method_checks("nobody")

@@ -152,6 +152,37 @@ def test_load_refuses(part, options, sentence, install):
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("mine", {}),
+        ("mine:gain=0.5", {"gain": "0.5"}),
+        ("mine:7", {"width": "7"}),
+        ("mine:a/b,c.onnx,gain=[1, 2]", {"width": "a/b,c.onnx", "gain": "[1, 2]"}),
+        ("mine:7,gain=x=y, z", {"width": "7", "gain": "x=y, z"}),
+    ],
+)
+def test_settings_behind_a_name(text, settings, install):
+    install("mine")
+    assert plugins.parse(text) == ("mine", settings)
+    assert plugins.get(text).name == "mine"
+
+
+def test_settings_are_applied(install):
+    install("mine")
+    assert deocc.restorer("mine:7,gain=0.25").config == plugins.get("mine").resolve("config")(7, 0.25)
+    assert deocc.restorer("mine:gain=0.25", gain=0.5).config.gain == 0.5
+    with pytest.raises(UsageError, match="unknown key 'gian'; did you mean 'gain'"):
+        deocc.restorer("mine:gian=1")
+
+
+@pytest.mark.parametrize("text", ["mine:gain=1,gain=2", "mine:7,width=3"])
+def test_settings_are_refused(text, install):
+    install("mine")
+    with pytest.raises(UsageError, match="settings of method 'mine' are written 'field=value', got"):
+        plugins.parse(text)
+
+
 LEARNED = 'restorer="{module}_parts:Learned",'
 
 

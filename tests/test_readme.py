@@ -50,6 +50,8 @@ def test_the_three_first_five_minutes(tmp_path: Path, environment: dict[str, str
     made = occlude(photo, Detector().detect(photo)[0].landmarks, 3, kinds=("surgical",))
     write_image(tmp_path / "photo.jpg", made.image)
     write_image(tmp_path / "occlusion.png", made.occlusion)
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "photo.jpg", photo)
     number = 0
     for language, code in BLOCKS:
         if code.startswith("make "):
@@ -63,8 +65,9 @@ def test_the_three_first_five_minutes(tmp_path: Path, environment: dict[str, str
             tool = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if name.startswith("test_") else []
             run(["python", *tool, name], tmp_path, environment)
     assert number >= 6
-    for written in ("restored/photo.png", "telea/photo.png", "restored.png", "deocc-my-method/pyproject.toml"):
-        assert (tmp_path / written).is_file()
+    written = ["restored/photo.png", "telea/photo.png", "restored.png", "packs/photos/fields.npy"]
+    for name in [*written, "deocc-my-method/pyproject.toml"]:
+        assert (tmp_path / name).is_file()
 
 
 def test_the_two_commands(environment: dict[str, str]) -> None:

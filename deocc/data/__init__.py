@@ -13,6 +13,7 @@ from functools import partial
 
 from deocc.data.celeba import CelebA
 from deocc.data.folders import IdentityFolder, ImageFolder
+from deocc.data.ijbc import IJBC
 from deocc.data.lfw import LFW, Pair, read_pairs
 from deocc.data.others import AR, FFHQ, MFR2, RMFRD, CASIAWebFace, VGGFace2
 from deocc.data.packed import PackedFace, PackedFaces, RowView, check, concatenate
@@ -23,6 +24,7 @@ from deocc.data.source import Sample, Source
 __all__ = [
     "AR",
     "FFHQ",
+    "IJBC",
     "LFW",
     "MFR2",
     "READERS",
@@ -61,6 +63,7 @@ READERS: Mapping[str, Callable[..., Source]] = {
     "casia-webface": CASIAWebFace,
     "vggface2": VGGFace2,
     "ar": AR,
+    "ijbc": IJBC,
 }
 """The readers by short names, for programs that let people choose; each takes the folder, and ``split`` where the data
 set has parts."""

@@ -218,9 +218,10 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     for pack in packs[1:]:
         if pack.crop != packs[0].crop:
             raise UsageError(f"only packs of one crop can be joined, got {packs[0].crop} and {pack.crop}")
-    models = {pack.field_model for pack in packs}
-    if len(models - {None}) > 1:
-        raise UsageError(f"only fields of one face model can be joined, got {' and '.join(sorted(models - {None}))}")
+    models = {pack.field_model for pack in packs if pack.field_model is not None}
+    if len(models) > 1:
+        raise UsageError(f"only fields of one face model can be joined, got {' and '.join(sorted(models))}")
+    fielded = all(pack.field_model is not None for pack in packs)
     paths: list[Path] = []
     fields: list[npt.NDArray[np.uint8]] = []
     arrays: list[npt.NDArray[np.uint8]] = []
@@ -252,8 +253,8 @@ def concatenate(packs: Sequence[PackedFaces]) -> PackedFaces:
     joined.identities = np.concatenate(identities)
     joined.landmarks = np.concatenate([pack.landmarks for pack in packs])
     joined._arrays = tuple(arrays)
-    joined.field_model = packs[0].field_model if len(models) == 1 else None
-    joined._fields = None if joined.field_model is None else tuple(fields)
+    joined.field_model = packs[0].field_model if fielded else None
+    joined._fields = tuple(fields) if fielded else None
     joined._part, joined._row = np.concatenate(parts), np.concatenate(rows)
     return joined
 

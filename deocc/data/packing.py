@@ -100,8 +100,8 @@ def pack(
     Landmarks are those of the source; where it has none, the largest face found is taken. Images without a face and
     images that cannot be read are skipped and listed.
 
-    With ``dense_field`` there is ``fields.npy`` too, (N, S, S, 3) uint8: see :attr:`PackedFaces.fields`. A face that the
-    model does not see has an empty field, and is listed.
+    With ``dense_field`` there is ``fields.npy`` too, (N, S, S, 3) uint8: see :attr:`PackedFaces.fields`. A face that
+    the model does not see has an empty field, and is listed.
 
     Args:
         source: the data set.
@@ -179,8 +179,8 @@ def _build(
                 chunk = list(itertools.islice(results, min(CHUNK, len(samples) - first)))
                 faces = [arrays for arrays, _ in chunk if arrays]
                 digest = hashlib.sha256()
-                for number, file in enumerate(pictures):
-                    pixels = b"".join(arrays[number].tobytes() for arrays in faces)
+                for place, file in enumerate(pictures):
+                    pixels = b"".join(arrays[place].tobytes() for arrays in faces)
                     file.write(pixels)
                     _flush(file)
                     digest.update(pixels)
@@ -362,7 +362,9 @@ def _mapped(aligner: _Aligner, samples: Iterator[Sample], workers: int) -> Itera
     try:
         pickle.dumps(aligner)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise UsageError(f"this detector or face model cannot be sent to other processes, use workers=0 ({error})") from error
+        raise UsageError(
+            f"this detector or face model cannot be sent to other processes, use workers=0 ({error})"
+        ) from error
     # Not fork: OpenCV and torch have threads by now. Not Pool: it waits for ever for a worker that was killed.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _start_worker, (aligner,))
@@ -413,9 +415,10 @@ def _same_source(out: Path, where: Path, there: Mapping[str, Any], wanted: Mappi
         ("files_sha256", "list of images"),
         ("dense_field", "face model of dense fields"),
     ):
-        if there.get(key) != wanted.get(key):
+        packed, now = there.get(key), wanted.get(key)
+        if packed != now:
             raise InputError(
-                f"{where} was packed from something else: its {what} is {there.get(key)}, wanted now is {wanted.get(key)}; "
+                f"{where} was packed from something else: its {what} is {packed}, wanted now is {now}; "
                 f"choose another folder than {out} or remove it"
             )
 

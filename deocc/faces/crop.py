@@ -104,7 +104,7 @@ def align(image: Array, landmarks: Points, crop: Crop) -> Array:
     """
     check_image(image, "the photo")
     matrix = crop.matrix(landmarks)
-    box = _bounds(inverse(matrix), crop.size, crop.size, image)
+    box = _bounds(_inverse(matrix), crop.size, crop.size, image)
     if box is None:
         raise InputError(
             f"the landmarks put the face wholly outside the photo of {image.shape[1]}x{image.shape[0]} pixels"
@@ -154,7 +154,7 @@ def paste_back(
         raise UsageError(f"the feather must be 0 or more crop pixels, got {feather!r}")
 
     result = photo.copy()
-    inverse = inverse(matrix)
+    inverse = _inverse(matrix)
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     if rows.size == 0:
         return result
@@ -213,7 +213,7 @@ def _check_occlusion(occlusion: npt.NDArray[Any], face: Array) -> Array:
     return np.rint(occlusion.astype(np.float32) * 255).astype(np.uint8)
 
 
-def inverse(matrix: Matrix) -> Matrix:
+def _inverse(matrix: Matrix) -> Matrix:
     linear = np.linalg.inv(matrix[:, :2])
     inverse: Matrix = np.column_stack([linear, -linear @ matrix[:, 2]]).astype(np.float64)
     return inverse

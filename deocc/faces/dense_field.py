@@ -63,7 +63,7 @@ def dense_field(
     check_image(image)
     to_maps = _to_maps(image, landmarks, size)
     shape = (size.size, size.size) if isinstance(size, Crop) else size or image.shape[:2]
-    model = model or default_mesh()
+    model = default_mesh() if model is None else model
     vertices = model.fit(image, landmarks)
     if vertices is None:
         return DenseField(np.zeros((2, *shape), np.float32), np.zeros(shape, np.bool_))
@@ -78,7 +78,7 @@ def _to_maps(image: Array, landmarks: Points, size: tuple[int, int] | Crop | Non
     if isinstance(size, Crop):
         return size.matrix(landmarks)
     height, width = image.shape[:2]
-    size = size or (height, width)
+    size = (height, width) if size is None else size
     if not isinstance(size, tuple) or len(size) != 2 or not all(isinstance(n, int) and 1 <= n <= 8192 for n in size):
         raise UsageError(f"a field's size must be height and width, whole numbers from 1 to 8192, got {size!r}")
     # Centres of pixels: x = (x_image + 1/2) * stretch - 1/2.

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deocc.faces.crop import Crop, Points, align, inverse
+from deocc.faces.crop import Crop, Points, align
 from deocc.faces.detector import quiet_opencv
 from deocc.images import check_image
 
@@ -60,9 +60,9 @@ class FaceMesh:
     """468 points by a packaged network (Kartynnik et al. 2019, "Real-time Facial Surface Geometry from Monocular Video
     on Mobile GPUs"), through ``cv2.dnn``.
 
-    The network looks twice, at the face and at its mirror image, and the mean counts: a mirrored photo has the mirrored
-    mesh. It is loaded at the first photo and then kept. One object may be used from several threads, which then wait
-    for each other; a pickled one loads its own.
+    The network looks twice, at the face and at its mirror image, and the mean counts: a mirrored photo has very nearly
+    the mirrored mesh. It is loaded at the first photo and then kept. One object may be used from several threads, which
+    then wait for each other; a pickled one loads its own.
 
     Attributes:
         title: ``facemesh``.
@@ -104,7 +104,7 @@ class FaceMesh:
         mirrored = mirrored[self._partner]
         mirrored[:, 0] = _SIDE - 1 - mirrored[:, 0]
         points = (points + mirrored) / 2
-        back = inverse(_WINDOW.matrix(shifted))
+        back = cv2.invertAffineTransform(_WINDOW.matrix(shifted))
         scale = np.hypot(back[0, 0], back[1, 0])
         return np.column_stack([points[:, :2] @ back[:, :2].T + back[:, 2], points[:, 2] * scale]).astype(np.float32)
 
@@ -143,7 +143,6 @@ def unwrap(vertices: npt.NDArray[Any]) -> Floats:
 
 def _packaged(name: str) -> bytes:
     return files("deocc.faces").joinpath("models", name).read_bytes()
-
 
 
 @functools.cache

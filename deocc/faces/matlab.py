@@ -36,7 +36,7 @@ def read_matlab(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]
         raise InputError(f"{path} is a MATLAB 7.3 file; save it again with '-v7'")
     if len(data) < _HEADER or bytes(data[126:128]) != b"IM":
         raise InputError(f"{path} is not a little-endian MATLAB file of level 5")
-    found = {}
+    found: dict[str, npt.NDArray[Any]] = {}
     place = _HEADER
     try:
         while place < len(data) and len(found) < len(names):
@@ -62,6 +62,8 @@ def _element(data: memoryview, place: int) -> tuple[int, memoryview, int]:
     kind, size = struct.unpack_from("<II", data, place)
     if kind >> 16:  # a small one: size and content stand in the tag itself
         kind, size = kind & 0xFFFF, kind >> 16
+        if size > 4:
+            raise ValueError(f"a small element of {size} bytes")
         return kind, data[place + 4 : place + 4 + size], place + 8
     content = data[place + 8 : place + 8 + size]
     if len(content) < size:

@@ -26,12 +26,14 @@ Floats = npt.NDArray[np.float32]
 _MESH_POINTS = dict(
     zip(
         [9, *range(18, 69)],
-        [152]  # chin
-        + [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]  # brows
-        + [168, 197, 5, 4, 98, 97, 2, 326, 327]  # nose
-        + [33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380]  # eyes
-        + [61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91]  # lips outside
-        + [78, 81, 13, 311, 308, 402, 14, 178],  # and inside
+        [
+            152,  # chin
+            *(70, 63, 105, 66, 107, 336, 296, 334, 293, 300),  # brows
+            *(168, 197, 5, 4, 98, 97, 2, 326, 327),  # nose
+            *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),  # eyes
+            *(61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91),  # lips outside
+            *(78, 81, 13, 311, 308, 402, 14, 178),  # and inside
+        ],
         strict=True,
     )
 )
@@ -207,7 +209,7 @@ class MorphableModel:
         vertices = list(self.landmarks.values())
         mean = self.mean[vertices].astype(np.float64)
         basis = np.concatenate([self.shapes[:, vertices], self.expressions[:, vertices]]).astype(np.float64)
-        weights = np.zeros(len(basis))
+        weights: npt.NDArray[Any] = np.zeros(len(basis))
         for _ in range(_ROUNDS):
             scaled, shift = _pose(mean + np.tensordot(weights, basis, 1), wanted)
             rest = wanted - shift - mean @ scaled[:2].T

@@ -82,8 +82,12 @@ class LPIPS(nn.Module):
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:
         """The distance of each pair: (N, 3, H, W), (N, 3, H, W) -> (N,)."""
-        total = image.new_zeros(image.shape[0])
-        for index, (a, b) in enumerate(zip(self.features(image), self.features(other), strict=True)):
+        return self.distance(self.features(image), self.features(other))
+
+    def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
+        """The distance of each pair of images whose :meth:`features` are given: (N,)."""
+        total = features[0].new_zeros(len(features[0]))
+        for index, (a, b) in enumerate(zip(features, others, strict=True)):
             difference = (_unit(a) - _unit(b)).square()
             total = total + torch.einsum("nchw,c->nhw", difference, self.get_buffer(f"head{index}")).mean((1, 2))
         return total
@@ -97,9 +101,9 @@ def _unit(features: Tensor) -> Tensor:
 class StyleLoss(nn.Module):
     """Difference in style of image pairs (Gatys et al. 2016): of the Gram matrices of a network's features.
 
-    ``mean over the maps of sum |G(a) - G(b)| / C^2``, with ``G(x) = x x^T / (C h w)`` for a map x of C rows: equation 11
-    of canet, with the normalisation of the Gram matrix that the works it follows have (Liu et al. 2018, eq. 4) and that
-    the equation leaves out; without it the loss would grow with the number of pixels.
+    ``mean over the maps of sum |G(a) - G(b)| / C^2``, with ``G(x) = x x^T / (C h w)`` for a map x of C rows: equation
+    11 of canet, with the normalisation of the Gram matrix that the works it follows have (Liu et al. 2018, eq. 4) and
+    that the equation leaves out; without it the loss would grow with the number of pixels.
 
     Args:
         weights: the file of :class:`LPIPS`, whose convolutions are used, VGG16 by custom; the heads are not.

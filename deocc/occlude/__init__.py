@@ -16,7 +16,7 @@ from deocc.occlude.paint import U8, Draw, Layer
 from deocc.occlude.pose import Face, find_face
 from deocc.ops import composite_uint8
 
-__all__ = ["Occlusion", "fingerprint", "kinds", "occlude"]
+__all__ = ["Occlusion", "fingerprint", "kind_of", "kinds", "occlude"]
 
 VERSION = 1
 """Raised whenever the same seed gives other bytes than before."""
@@ -93,7 +93,7 @@ def occlude(
     names = _chosen(kinds)
     points = _check(image, landmarks, seed)
     draw = Draw(seed)
-    kind = draw.pick("kind", names, [_KINDS[name][0] for name in names])
+    kind = _pick(draw, names)
     face = find_face(image, points)
     top, left, fill, alpha = _KINDS[kind][1](face, draw)
     occluded, occlusion = image.copy(), np.zeros(image.shape[:2], np.uint8)
@@ -101,6 +101,17 @@ def occlude(
     occluded[area] = composite_uint8(occluded[area], fill, alpha)
     occlusion[area] = alpha
     return Occlusion(occluded, occlusion, {"kind": kind, "seed": int(seed), "version": VERSION, **draw.record})
+
+
+def kind_of(seed: int, *, kinds: Sequence[str] | None = None) -> str:
+    """The kind that :func:`occlude` draws from a seed, whatever the image; it raises UsageError as that does."""
+    names = _chosen(kinds)
+    _check_seed(seed)
+    return _pick(Draw(seed), names)
+
+
+def _pick(draw: Draw, names: Sequence[str]) -> str:
+    return draw.pick("kind", names, [_KINDS[name][0] for name in names])
 
 
 def _chosen(kinds: Sequence[str] | None) -> tuple[str, ...]:
@@ -139,6 +150,10 @@ def _check(image: Any, landmarks: Any, seed: Any) -> NDArray[np.float64]:
             f"at least three of the five landmarks must lie inside the image of {width}x{height} pixels, "
             f"got {points.round(1).tolist()}"
         )
+    _check_seed(seed)
+    return points
+
+
+def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UsageError(f"the seed must be a whole number from 0 up, got {seed!r}")
-    return points

@@ -74,15 +74,17 @@ class Check:
 def checks(name: str) -> list[Check]:
     """All checks that apply to the method called ``name``; imports the module of the method, and none of its parts.
 
-    A broken plugin has one check, which fails.
+    A method that does nothing without a file of the user's is checked with one: ``"onnx:model.onnx"``, as
+    :func:`deocc.plugins.parse` reads it. A broken plugin has one check, which fails.
 
     Raises:
         UsageError: no such method is installed.
     """
     try:
-        method = plugins.get(name)
+        found, (_, settings) = plugins.get(name), plugins.parse(name)
     except PluginError as error:
         return [Check("the method is found", _raiser(ContractError(str(error))))]
+    method = _Configured(**vars(found), settings=settings)
     offered = ("method", *method.parts(), *(["task"] if method.tasks else []))
     return [
         Check(text if what == "method" else f"{what}: {text}", partial(function, method))
@@ -550,6 +552,13 @@ _CHECKS: dict[str, dict[str, _Function]] = {
 # What the checks share ---------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Configured(Method):
+    """A method and the fields of its configuration that are changed for the checks."""
+
+    settings: Mapping[str, str]
+
+
 def _raiser(error: Exception) -> Callable[[], None]:
     def fail() -> None:
         raise error
@@ -575,11 +584,13 @@ def _seeded(seed: int, make: Callable[[], T]) -> T:
 
 
 def _build(method: Method, part: str) -> Part:
+    changes = method.settings if isinstance(method, _Configured) else {}
     if part in method.weights:
-        loaded: Part = plugins.load(method.name, cast(Any, part))
+        loaded: Part = plugins.load(method.name, cast(Any, part), **changes)
         return loaded
     cls: Any = method.resolve(part)
-    built: Part = _seeded(0, partial(cls, config.from_dict(cast(Any, method.resolve("config")), {})))
+    settings = config.replace(config.from_dict(cast(Any, method.resolve("config")), {}), changes)
+    built: Part = _seeded(0, partial(cls, settings))
     if built.network is not None:
         built.network.eval().requires_grad_(False)
     return built

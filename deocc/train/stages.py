@@ -17,6 +17,7 @@ from torch import Tensor
 from deocc import config as configuration
 from deocc import plugins, weights
 from deocc.data import PackedFaces, concatenate
+from deocc.data.people import training_people
 from deocc.errors import InputError, UsageError
 from deocc.files import atomic_write
 from deocc.method import Method, Training
@@ -95,6 +96,10 @@ def train(
             "data": title,
             # Of a path only the name: a card says nothing about the machine.
             "recipe": f"{Path(recipe).name if recipe else 'defaults'}{changes}",
+            # Those evaluated on too: the best weights were chosen by them.
+            "people": [
+                people.to_card() for faces in (train_faces, eval_faces) if faces for people in training_people(faces)
+            ],
         },
     )
 

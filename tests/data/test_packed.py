@@ -125,6 +125,75 @@ def test_check_finds_every_kind_of_damage(packs, tmp_path: Path) -> None:
     assert "landmarks.npy does not fit its index: wanted float32 (4, 5, 2), got float32 (3, 5, 2)" in check(folder)[0]
 
 
+@pytest.fixture
+def fielded(packs, flat, tmp_path: Path) -> tuple[PackedFaces, PackedFaces]:
+    """The two packs with fields."""
+    made = []
+    for name in ("first", "second"):
+        pack(IdentityFolder(tmp_path / f"{name}-source"), tmp_path / f"{name}-fields", crop=CROP, dense_field=flat)
+        made.append(PackedFaces(tmp_path / f"{name}-fields"))
+    return made[0], made[1]
+
+
+def test_packs_without_fields_say_so(packs) -> None:
+    for faces in (packs[0], packs[0].subset([1]), concatenate(list(packs)), pickle.loads(pickle.dumps(packs[0]))):
+        assert faces.fields is None
+        assert faces.field_model is None
+        assert faces[0].field is None
+
+
+def test_fields_go_where_the_images_go(fielded) -> None:
+    first, second = fielded
+    assert isinstance(first.fields, np.memmap)
+    assert np.asarray(first.fields).any()
+    part = second.subset([5, 0])
+    np.testing.assert_array_equal(np.asarray(part.fields), second.fields[[5, 0]])
+    both = concatenate([first, part])
+    np.testing.assert_array_equal(np.asarray(both.fields), np.concatenate([first.fields, part.fields[:]]))
+    np.testing.assert_array_equal(both[5].field, second.fields[0])
+    again = concatenate([both, first.subset([2])])
+    np.testing.assert_array_equal(again[6].field, first.fields[2])
+    for faces in (first, part, both, again):
+        data = pickle.dumps(faces)
+        assert len(data) < 24 * 24 * 3 + 4000
+        other = pickle.loads(data)
+        np.testing.assert_array_equal(np.asarray(other.fields), np.asarray(faces.fields))
+        assert other.field_model == "flat"
+
+
+def test_joined_packs_have_fields_if_all_have(packs, fielded) -> None:
+    for mixed in ([packs[0], fielded[1]], [fielded[0], packs[1]], [concatenate([packs[0], fielded[1]]), fielded[0]]):
+        both = concatenate(mixed)
+        assert both.fields is None
+        assert both.field_model is None
+        assert both[0].field is None
+        assert both.images[0].any()
+    other = fielded[1].subset([0])
+    other.field_model = "another"
+    with pytest.raises(UsageError, match="only fields of one face model can be joined, got another and flat"):
+        concatenate([fielded[0], other])
+
+
+def test_check_reads_the_fields_too(fielded, tmp_path: Path) -> None:
+    folder = tmp_path / "first-fields"
+    assert check(folder) == []
+    data = (folder / "fields.npy").read_bytes()
+    (folder / "fields.npy").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    (problem,) = check(folder)
+    assert "fields.npy was changed after it was packed" in problem
+    (folder / "fields.npy").unlink()
+    with pytest.raises(InputError, match=r"fields\.npy cannot be read"):
+        PackedFaces(folder)
+    (folder / "fields.npy").write_bytes(data)
+    index = json.loads((folder / "index.json").read_text())
+    for change in ({"dense_field": None}, {"sha256": {**index["sha256"], "fields.npy": None}, "dense_field": 1}):
+        (folder / "index.json").write_text(json.dumps(index | change))
+        assert "do not fit together" in check(folder)[0]
+    index.pop("dense_field")
+    (folder / "index.json").write_text(json.dumps(index))
+    assert "do not fit together" in check(folder)[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

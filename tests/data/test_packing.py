@@ -16,7 +16,7 @@ import pytest
 import deocc
 from deocc.data import IdentityFolder, ImageFolder, PackedFaces, check, pack, packing
 from deocc.errors import InputError, UsageError
-from deocc.faces import Crop, align
+from deocc.faces import Crop, FaceMesh, align, dense_field
 from deocc.files import sha256
 
 CROP = Crop(32, 0.75)
@@ -154,11 +154,72 @@ def test_missing_landmarks_are_detected_and_no_face_is_skipped(root: Path, tmp_p
     assert not (tmp_path / "none").exists()
 
 
+def test_fields_are_those_of_the_aligned_faces(root: Path, tmp_path: Path, flat) -> None:
+    pack(IdentityFolder(root), tmp_path / "without", crop=CROP)
+    report = pack(IdentityFolder(root), tmp_path / "out", crop=CROP, dense_field=flat)
+    faces = PackedFaces(tmp_path / "out")
+    assert faces.field_model == "flat"
+    assert faces.fields is not None
+    assert faces.fields.shape == (20, 32, 32, 3)
+    for sample, packed in zip(IdentityFolder(root), faces, strict=True):
+        assert sample.landmarks is not None
+        field, covered = dense_field(sample.read(), sample.landmarks, flat, CROP)
+        np.testing.assert_array_equal(packed.field, np.rint(np.dstack([*field, covered]) * 255).astype(np.uint8))
+        assert (packed.name in report.without_field) == (not covered.any())
+    assert 0 < len(report.without_field) < 20
+    # Everything else is as it would be without them; and an index without them is what it always was.
+    with_fields, without = content(tmp_path / "out"), content(tmp_path / "without")
+    assert sorted(set(with_fields) - set(without)) == ["fields.npy"]
+    assert all(with_fields[name] == without[name] for name in ("images.npy", "landmarks.npy"))
+    new, old = json.loads(with_fields["index.json"]), json.loads(without["index.json"])
+    assert set(new) - set(old) == {"dense_field", "without_field"}
+    assert new["without_field"] == list(report.without_field)
+    assert new["sha256"]["fields.npy"] == sha256(tmp_path / "out" / "fields.npy")
+    again = pack(IdentityFolder(root), tmp_path / "out", crop=CROP, dense_field=flat)
+    assert (again.new, again.without_field) == (0, report.without_field)
+
+
+def test_fields_from_workers_and_after_an_interruption_are_equal_to_the_byte(root, tmp_path, flat, monkeypatch) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 16:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing, "CHUNK", 8)
+    pack(IdentityFolder(root), tmp_path / "whole", crop=CROP, dense_field=FaceMesh())
+    pack(IdentityFolder(root), tmp_path / "two", crop=CROP, dense_field=FaceMesh(), workers=2)
+    assert content(tmp_path / "two") == content(tmp_path / "whole")
+    pack(IdentityFolder(root), tmp_path / "flat", crop=CROP, dense_field=flat)
+    with pytest.raises(KeyboardInterrupt):
+        pack(IdentityFolder(root), tmp_path / "out", crop=CROP, dense_field=flat, progress=stop)
+    # The last face of the last chunk that the journal knows is spoilt, in the fields alone.
+    with (tmp_path / "out.partial" / "fields.npy").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"wrong")
+    assert pack(IdentityFolder(root), tmp_path / "out", crop=CROP, dense_field=flat).new == 12
+    assert content(tmp_path / "out") == content(tmp_path / "flat")
+
+
+def test_a_pack_keeps_its_face_model(root: Path, tmp_path: Path, flat) -> None:
+    pack(IdentityFolder(root), tmp_path / "out", crop=CROP)
+    with pytest.raises(InputError, match="its face model of dense fields is None, wanted now is flat"):
+        pack(IdentityFolder(root), tmp_path / "out", crop=CROP, dense_field=flat)
+    pack(IdentityFolder(root), tmp_path / "flat", crop=CROP, dense_field=flat)
+    for other, wanted in ((None, "None"), (FaceMesh(), "facemesh")):
+        with pytest.raises(InputError, match=f"its face model of dense fields is flat, wanted now is {wanted}"):
+            pack(IdentityFolder(root), tmp_path / "flat", crop=CROP, dense_field=other)
+
+
 def test_portraits_through_the_real_detector(tmp_path: Path) -> None:
     source = ImageFolder(Path(deocc.__file__).parent / "portraits")
-    report = pack(source, tmp_path / "out")
+    report = pack(source, tmp_path / "out", dense_field=FaceMesh())
     assert report.faces == len(source) == 4
+    assert report.without_field == ()
     faces = PackedFaces(tmp_path / "out")
+    assert faces.fields is not None
+    for u, v, covered in faces.fields.transpose(0, 3, 1, 2):
+        assert set(np.unique(covered)) == {0, 255}
+        assert 0.2 < (covered > 0).mean() < 0.5
+        assert min(np.ptp(u[covered > 0]), np.ptp(v[covered > 0])) > 150
     assert np.abs(faces.landmarks - faces.crop.template()).max() < 8
     assert faces.identities.tolist() == [-1] * 4
 

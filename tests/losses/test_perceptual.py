@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deocc.errors import WeightsError
-from deocc.losses import LPIPS
+from deocc.errors import InputError, WeightsError
+from deocc.losses import LPIPS, StyleLoss
 
 SIZES = (3, 8, 8, 8, 8, 8)
 
@@ -57,3 +57,25 @@ def test_refuses_what_is_not_lpips(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="AlexNet"):
         LPIPS(tmp_path / "other.safetensors")
+
+
+def test_style_is_the_difference_of_gram_matrices(tmp_path: Path) -> None:
+    """Canet eq. 11, term by term over two maps."""
+    path = small_alexnet(tmp_path / "alex.safetensors")
+    style = StyleLoss(path, maps=2)
+    generator = torch.Generator().manual_seed(0)
+    image, other = torch.rand(2, 3, 3, 64, 64, generator=generator)
+    wanted = 0.0
+    for a, b in zip(LPIPS(path).features(image, 2), LPIPS(path).features(other, 2), strict=True):
+        n, c, h, w = a.shape
+        for i in range(n):
+            grams = [x[i].reshape(c, h * w) @ x[i].reshape(c, h * w).T / (c * h * w) for x in (a, b)]
+            wanted += float((grams[0] - grams[1]).abs().sum()) / c**2 / n / 2
+    assert float(style(image, other)) == pytest.approx(wanted, rel=1e-4)
+    assert float(style(image, image)) == 0
+    image.requires_grad_()
+    style(image, other).backward()
+    assert image.grad is not None
+    assert image.grad.abs().sum() > 0
+    with pytest.raises(InputError, match="1 to 5, got 6"):
+        StyleLoss(path, maps=6)

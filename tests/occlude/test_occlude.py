@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deocc.errors import InputError, UsageError
-from deocc.occlude import Occlusion, fingerprint, kinds, occlude
+from deocc.occlude import Occlusion, fingerprint, kind_of, kinds, occlude
 
 Make = Callable[..., tuple[NDArray[np.uint8], NDArray[np.float64]]]
 
@@ -168,6 +168,15 @@ def test_kinds_are_kept_to(face: Make) -> None:
     image, landmarks = face(64, 64)
     drawn = {occlude(image, landmarks, seed, kinds=("hand", "n95")).parameters["kind"] for seed in range(30)}
     assert drawn == {"hand", "n95"}
+
+
+def test_the_kind_is_known_before_anything_is_painted(face: Make) -> None:
+    image, landmarks = face(64)
+    for seed in range(20):
+        for names in (None, ["hand", "n95"]):
+            assert kind_of(seed, kinds=names) == occlude(image, landmarks, seed, kinds=names).parameters["kind"]
+    with pytest.raises(UsageError, match="from 0 up, got -1"):
+        kind_of(-1)
 
 
 def test_fingerprint() -> None:

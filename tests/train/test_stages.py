@@ -14,7 +14,7 @@ from torch import Tensor
 from deocc import plugins, weights
 from deocc.config import from_toml
 from deocc.data import IdentityFolder, ImageFolder, PackedFaces, pack
-from deocc.errors import InputError, UsageError
+from deocc.errors import InputError, UsageError, WeightsError
 from deocc.faces import TEMPLATE_112, Face
 from deocc.images import write_image
 from deocc.method import Method
@@ -53,6 +53,20 @@ def test_stages_run_in_order_and_each_starts_from_the_one_before(
     assert "torch" in card["versions"]
     assert len(card["sha256"]) == 64
     assert from_toml(TinyConfig, tmp_path / "config.toml") == TinyConfig()
+
+
+def test_the_first_stage_starts_from_weights_that_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = go(tmp_path / "earlier")["restorer"]
+    given: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(tiny_task.SecondTask, "start_from", lambda self, exports: given.append(exports["restorer"]))
+    paths = go(tmp_path / "later", stages=["second"], start_from=[earlier])
+    tensors, card = weights.read(earlier, method="tiny", part="restorer")
+    assert given[0].keys() == tensors.keys()
+    assert all(torch.equal(given[0][name], tensors[name]) for name in tensors)
+    assert weights.read_card(paths["restorer"])["started_from"] == {"restorer": card["sha256"]}
+    weights.save(tmp_path / "other.safetensors", tensors, {**card, "method": "another"})
+    with pytest.raises(WeightsError, match="'another'"):
+        go(tmp_path / "never", start_from=[tmp_path / "other.safetensors"])
 
 
 def test_finished_stages_are_skipped_and_the_weights_are_the_same(tmp_path: Path) -> None:

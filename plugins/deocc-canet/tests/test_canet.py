@@ -185,7 +185,7 @@ def test_every_selected_layer_gives_an_image_and_a_field() -> None:
 
 @pytest.mark.parametrize("layers", ["[2, 3]", "[1, 4]", "[1, 1]", "[]"])
 def test_layers_that_do_not_exist_are_named(layers: str) -> None:
-    with pytest.raises(UsageError, match="layers 1 .* to 3"):
+    with pytest.raises(UsageError, match=r"layers 1 .* to 3"):
         Completer(settings_of(architecture__layers=layers).architecture)
 
 

@@ -259,7 +259,8 @@ def test_the_student_learns(faces, centroids, instance: str) -> None:
     task = DistillationTraining(settings)
     batch = batch_of(task, faces)
     logs = [task.step(batch, SingleDevice(), index) for index in range(25)]
-    assert float(logs[-1]["cosine"]) > float(logs[0]["cosine"]) + 0.1
+    if instance != "none":  # relations alone say nothing of where the embeddings lie
+        assert float(logs[-1]["cosine"]) > float(logs[0]["cosine"]) + 0.1
     for term in ("cross_entropy", "relations", *(["instance"] if instance != "none" else [])):
         assert float(logs[-1][term]) < float(logs[0][term]), term
     assert ("instance" in logs[-1]) == (instance != "none")

@@ -1,9 +1,9 @@
 """The ablation of canet (table 6): every combination of contrast, fusion and dense field, trained and compared.
 
-``python -m deocc_canet.ablation --data PACK... --eval-data PACK... -o FOLDER [--recipe ablation]`` trains eight networks,
-each in a folder of its own, and writes ``ablation.json`` and ``ablation.md``: hole and whole-image PSNR and SSIM of each
-on the same occluded faces, and how much each differs from the whole system, face by face. Stopped and called again, it
-goes on.
+``python -m deocc_canet.ablation --data PACK... --eval-data PACK... -o FOLDER [--recipe ablation]`` trains eight
+networks, each in a folder of its own, and writes ``ablation.json`` and ``ablation.md``: hole and whole-image PSNR and
+SSIM of each on the same occluded faces, and how much each differs from the whole system, face by face. Stopped and
+called again, it goes on.
 """
 
 from __future__ import annotations

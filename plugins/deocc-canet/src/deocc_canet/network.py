@@ -162,16 +162,14 @@ class Completer(nn.Module):
             or len(set(self.layers)) < len(self.layers)
         ):
             raise UsageError(
-                f"the decoder has layers 1 (the image's own size) to {len(widths)}; architecture.layers must be some of "
-                f"them, each once, layer 1 included, got {config.layers}"
+                f"the decoder has layers 1 (the image's own size) to {len(widths)}; architecture.layers must be some "
+                f"of them, each once, layer 1 included, got {config.layers}"
             )
         self.images = nn.ModuleList(
             _fusion(widths[layer - 1]) if config.fusion else _projection(widths[layer - 1]) for layer in self.layers
         )
         self.fields = (
-            nn.ModuleList(nn.Conv2d(widths[layer - 1], 2, 3, padding=1) for layer in self.layers)
-            if config.dense_field
-            else None
+            nn.ModuleList(nn.Conv2d(widths[layer - 1], 2, 1) for layer in self.layers) if config.dense_field else None
         )
 
     def forward(self, image: Tensor, occlusion: Tensor) -> list[Output]:

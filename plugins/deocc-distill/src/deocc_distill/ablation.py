@@ -27,6 +27,7 @@ from deocc.faces import Crop
 from deocc.files import atomic_write
 from deocc.images import to_tensor
 from deocc.method import Recognizer
+from deocc.metrics import best_threshold
 from deocc.train import train
 from deocc_distill.faces import OccludedFaces, recrop
 
@@ -83,11 +84,7 @@ def pairs_of(faces: PackedFaces, count: int, seed: int = 0) -> tuple[NDArray[np.
 
 def best_accuracy(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
     """Share of right answers at the threshold where it is highest, as the paper decides it (section 4.2)."""
-    order = np.argsort(-scores)
-    above = np.cumsum(same[order]) + (~same).sum() - np.cumsum(~same[order])
-    # A threshold lies between two scores that differ.
-    ends = np.append(np.diff(scores[order]) != 0, True)
-    return float(max(above[ends].max(), (~same).sum()) / len(same))
+    return float(((scores >= best_threshold(scores, same)) == same).mean())
 
 
 @torch.no_grad()

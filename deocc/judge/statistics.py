@@ -1,0 +1,70 @@
+"""Figures with their intervals, and two of them compared."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deocc.judge.result import Figure
+from deocc.metrics.verification import interval, mcnemar, paired_p
+
+__all__ = ["bootstrap_means", "compared", "figure", "spread"]
+
+Floats = NDArray[np.float64]
+
+
+def figure(value: float | None, samples: Floats | None = None) -> Figure:
+    """A figure with the 95 % interval of its bootstrap samples; None where it is not finite."""
+    if value is None or not math.isfinite(value):
+        return Figure()
+    if samples is None or not np.isfinite(samples).all():
+        return Figure(float(value))
+    return Figure(float(value), *interval(samples))
+
+
+def spread(values: Floats) -> Figure:
+    """The mean of values over folds or sets, plus and minus 1.96 standard errors."""
+    mean = float(values.mean())
+    if values.size < 2:
+        return Figure(mean)
+    error = 1.96 * float(values.std(ddof=1)) / math.sqrt(values.size)
+    return Figure(mean, mean - error, mean + error)
+
+
+def bootstrap_means(values: Floats, samples: int, seed: int) -> Floats:
+    """Bootstrap samples (R,) or (R, K) of the mean of values (N,) or (N, K)."""
+    count = len(values)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+    means: Floats = drawn @ values / count
+    return means
+
+
+def compared(
+    values: tuple[float, float, float | None],
+    samples: tuple[Floats | None, Floats | None],
+    right: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
+    *,
+    error: bool = False,
+) -> dict[str, Any]:
+    """The fields of a :class:`deocc.judge.result.Comparison` that say how two figures differ.
+
+    Args:
+        values: after, before, and the figure without occlusion where there is one.
+        samples: of the same bootstrap samples, for after and before.
+        right: which pairs or probes were decided rightly, for after and before.
+        error: lower figures are better.
+    """
+    after, before, true = values
+    found: dict[str, Any] = {"difference": Figure(after - before)}
+    if samples[0] is not None and samples[1] is not None:
+        differences = samples[0] - samples[1]
+        found |= {"difference": figure(after - before, differences), "p": paired_p(differences)}
+    if right[0] is not None and right[1] is not None:
+        won, lost = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        found |= {"won": won, "lost": lost, "p_mcnemar": mcnemar(won, lost)}
+    if true is not None and (before - true if error else true - before) > 1e-12:
+        found["recovered"] = (after - before) / (true - before)
+    return found

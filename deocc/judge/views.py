@@ -1,0 +1,458 @@
+"""One pass over the images: each is read, occluded and restored once, and seen by every matcher in every state wanted.
+
+A matcher sees a true or an occluded face cut from the photo in its own alignment, by one interpolation. A restored face
+is that occluded one, with the pixels that the restorer made up, brought over from the restorer's crop by one
+interpolation more (:func:`deocc.judge.faces.transferred`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import deocc
+from deocc import metrics
+from deocc.errors import InputError
+from deocc.faces import Crop
+from deocc.images import to_tensor, to_uint8
+from deocc.judge.cache import KEY, Cache, Stage
+from deocc.judge.faces import U8, Face, Faces, NoFaceError, Occluding, transferred
+from deocc.judge.networks import FeatureNetwork
+from deocc.judge.parts import Loaded
+
+__all__ = ["FIGURES", "RESAMPLING", "Views", "Wants", "look", "restored_crops"]
+
+VERSION = 1
+"""Raised whenever the same images and parts give other vectors than before."""
+
+CHUNK = 32
+"""Images that are worked on together: what an interrupted run does again."""
+
+BATCH = 16
+"""Faces that a restorer or a matcher gets at once."""
+
+FIGURES = ("psnr", "ssim", "hole_psnr", "hole_ssim", "iou")
+"""Figures of a restored crop, in the order of the vectors of :attr:`Views.quality`."""
+
+RESAMPLING = (
+    "Crops are cut by one bicubic interpolation, after averaging blocks where the photo is much larger "
+    "(deocc.faces.align). A matcher's crop of a restored face is its crop of the occluded photo, to the bit, but for "
+    "pixels that a restored pixel reaches: these come from the restorer's crop by one more bicubic interpolation. "
+    "Landmarks are those of the photo before it was occluded, in every state."
+)
+
+Vectors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Wants:
+    """Names of the images wanted in each state: true, occluded, restored; and those whose quality is measured."""
+
+    true: frozenset[str] = frozenset()
+    occluded: frozenset[str] = frozenset()
+    restored: frozenset[str] = frozenset()
+    quality: frozenset[str] = frozenset()
+
+    def __or__(self, other: Wants) -> Wants:
+        return Wants(
+            self.true | other.true,
+            self.occluded | other.occluded,
+            self.restored | other.restored,
+            self.quality | other.quality,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, sorted."""
+        return sorted(self.true | self.occluded | self.restored | self.quality)
+
+
+class Views:
+    """What a pass has found.
+
+    Attributes:
+        embeddings: (recognizer, restorer, state) -> name -> unit vector; the state is T, M or U, and the restorer is
+            empty but for U.
+        quality: (restorer, crop) -> name -> :data:`FIGURES`; the restorer is empty for the occluded face.
+        distances: (network, restorer, crop) -> name -> [LPIPS].
+        features: (network, restorer, crop) -> name -> vector; the restorer is None for the true face.
+        without_face, unreadable: name -> why.
+        content: name -> digest of pixels and landmarks.
+    """
+
+    def __init__(self) -> None:
+        self.embeddings: dict[tuple[str, str, str], Vectors] = defaultdict(dict)
+        self.quality: dict[tuple[str, Crop], Vectors] = defaultdict(dict)
+        self.distances: dict[tuple[str, str, Crop], Vectors] = defaultdict(dict)
+        self.features: dict[tuple[str, str | None, Crop], Vectors] = defaultdict(dict)
+        self.without_face: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
+        self.content: dict[str, bytes] = {}
+
+    def matrix(self, recognizer: str, restorer: str, state: str, names: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (N, D) of images that were wanted in that state."""
+        vectors = self.embeddings[recognizer, restorer if state == "U" else "", state]
+        return np.stack([vectors[name] for name in names])
+
+
+class Restoration(NamedTuple):
+    """Restored crops: float image (N, 3, S, S) and occlusion (N, 1, S, S), and both as uint8 (occlusion 0 or 1)."""
+
+    image: Tensor
+    occlusion: Tensor
+    pixels: U8
+    hidden: U8
+
+
+def look(
+    faces: Faces,
+    wants: Wants,
+    *,
+    occluding: Occluding,
+    restorers: Sequence[Loaded],
+    recognizers: Sequence[Loaded],
+    networks: Sequence[FeatureNetwork] = (),
+    cache: Cache,
+    progress: Callable[[int, int], None] | None = None,
+) -> Views:
+    """Look at every image that is wanted; what is in the cache is not computed again.
+
+    Images are worked on by several threads; each restorer, recognizer and network by one at a time.
+
+    Raises:
+        InputError: a restorer or a recognizer returned what cannot be used; the sentence names it and the image.
+        MissingDependencyError: quality is wanted and torchmetrics is not installed.
+    """
+    names = wants.names
+    run = _Pass(faces, wants, occluding, restorers, recognizers, networks, cache)
+    before = torch.get_num_threads()
+    workers = max(1, min(before, len(restorers) + len(recognizers)))
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, before // workers),))
+    try:
+        futures = [pool.submit(run.chunk, chunk) for chunk in chunks]
+        done = 0
+        for chunk, future in zip(chunks, futures, strict=True):
+            future.result()
+            done += len(chunk)
+            if progress is not None:
+                progress(done, len(names))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+    return run.views
+
+
+def restored_crops(restorer: Loaded, crops: U8, hidden: U8, names: Sequence[str]) -> Restoration:
+    """Restore aligned crops.
+
+    Args:
+        restorer: which.
+        crops: uint8 (N, S, S, 3), occluded.
+        hidden: uint8 (N, S, S), 1 = occluded: given to restorers that are to be told.
+        names: of the images, for an error.
+
+    Raises:
+        InputError: what came back is not finite.
+    """
+    parts = []
+    for start in range(0, len(crops), BATCH):
+        given = torch.from_numpy(hidden[start : start + BATCH, None]).float() if restorer.given else None
+        with restorer.lock, torch.inference_mode():
+            restored = restorer.part(to_tensor(crops[start : start + BATCH]), given)
+        image, occlusion = restored.image.float().cpu(), restored.occlusion.float().cpu()
+        for name, one in zip(names[start : start + BATCH], image, strict=True):
+            if not bool(torch.isfinite(one).all()):
+                raise InputError(f"the restorer {restorer.key!r} returned values that are not finite for {name}")
+        if restorer.part.redraws_face:
+            occlusion = torch.ones_like(occlusion)
+        parts.append((image.clamp(0, 1), occlusion))
+    image, occlusion = (torch.cat([part[index] for part in parts]) for index in (0, 1))
+    return Restoration(image, occlusion, to_uint8(image), (occlusion[:, 0] > 0).to(torch.uint8).numpy())
+
+
+class _Pass:
+    """What the threads of one :func:`look` share."""
+
+    def __init__(
+        self,
+        faces: Faces,
+        wants: Wants,
+        occluding: Occluding,
+        restorers: Sequence[Loaded],
+        recognizers: Sequence[Loaded],
+        networks: Sequence[FeatureNetwork],
+        cache: Cache,
+    ) -> None:
+        self.faces, self.wants, self.occluding = faces, wants, occluding
+        self.restorers, self.recognizers, self.networks = restorers, recognizers, networks
+        self.crops = list(dict.fromkeys(restorer.crop for restorer in restorers))
+        self.views = Views()
+        common = {"version": VERSION, "deocc": deocc.__version__}
+        masked = {**common, "masks": occluding.identity}
+        identity = {network.key: [network.result.key, network.result.sha256] for network in networks}
+
+        def stage(base: Mapping[str, Any], **what: Any) -> Stage:
+            return cache.stage({**base, **what})
+
+        self.embedding: dict[tuple[str, str, str], Stage] = {}
+        for one in recognizers:
+            self.embedding[one.key, "", "T"] = stage(
+                common, recognizer=one.identity, occluder=None if occluding.crop is None else occluding.identity
+            )
+            self.embedding[one.key, "", "M"] = stage(masked, recognizer=one.identity)
+            for restorer in restorers:
+                what = {"recognizer": one.identity, "restorer": restorer.identity}
+                self.embedding[one.key, restorer.key, "U"] = stage(masked, **what)
+        makers: list[tuple[str, Crop, Any]] = [("", crop, [crop.size, crop.zoom]) for crop in self.crops]
+        makers += [(restorer.key, restorer.crop, restorer.identity) for restorer in restorers]
+        self.figures = {(key, crop): stage(masked, figures=FIGURES, of=of) for key, crop, of in makers}
+        self.perception: dict[tuple[str, str | None, Crop], Stage] = {}
+        for network in networks:
+            for key, crop, of in makers:
+                self.perception[network.key, key, crop] = stage(masked, network=identity[network.key], of=of)
+            for crop in self.crops:
+                of = [crop.size, crop.zoom, None if occluding.crop is None else occluding.identity]
+                self.perception[network.key, None, crop] = stage(common, network=identity[network.key], true=of)
+
+    def chunk(self, names: Sequence[str]) -> None:
+        """Look at some images."""
+        work = _Chunk(self, names)
+        wants = self.wants
+        work.true([name for name in names if name in wants.true])
+        occluded = [name for name in names if name in wants.occluded]
+        restored = [name for name in names if name in wants.restored]
+        quality = [name for name in names if name in wants.quality]
+        work.occlude(occluded, restored, quality)
+        work.occluded(occluded)
+        for restorer in self.restorers:
+            work.restored(restorer, restored, quality)
+        work.quality(quality)
+
+
+class _Chunk:
+    """Some images, and what was made of them so far."""
+
+    def __init__(self, shared: _Pass, names: Sequence[str]) -> None:
+        self.shared, self.views = shared, shared.views
+        self.faces: dict[str, Face] = {}
+        self.masked: dict[str, tuple[Face, U8]] = {}
+        self.keys: dict[str, bytes] = {}
+        self.masked_keys: dict[str, bytes] = {}
+        self._masked_crops: dict[tuple[str, Crop], U8] = {}
+        self._maps: dict[tuple[str, Crop, tuple[str, ...]], Any] = {}
+        for name in names:
+            try:
+                face = shared.occluding.prepared(shared.faces.load(name))
+            except NoFaceError as error:
+                self.views.without_face[name] = str(error)
+                continue
+            except InputError as error:
+                self.views.unreadable[name] = str(error)
+                continue
+            self.faces[name] = face
+            digest = hashlib.blake2b(face.image.tobytes(), digest_size=KEY)
+            digest.update(f"{face.image.shape} {face.crop}".encode())
+            digest.update(np.asarray(face.landmarks, np.float64).tobytes())
+            self.keys[name] = self.views.content[name] = digest.digest()
+            digest.update(str(shared.occluding.seed_of(name)).encode())
+            self.masked_keys[name] = digest.digest()
+
+    def true(self, names: Sequence[str]) -> None:
+        """Embeddings of true faces."""
+        names = self._left(names)
+        self._embeddings("", "T", names, lambda crop: self._cut(names, crop))
+
+    def occlude(self, *groups: Sequence[str]) -> None:
+        """Occlude what is not in the cache in full."""
+        occluded, restored, quality = (self._left(group) for group in groups)
+        shared = self.shared
+        done = all(
+            stage.get([self.masked_keys[name] for name in (restored if state == "U" else occluded)]) is not None
+            for (_, _, state), stage in shared.embedding.items()
+            if state != "T"
+        ) and (
+            not quality
+            or all(
+                stage.get([self.masked_keys[name] for name in quality]) is not None
+                for stage in (
+                    *shared.figures.values(),
+                    *(stage for (_, key, _), stage in shared.perception.items() if key is not None),
+                )
+            )
+        )
+        if done:
+            return
+        for name in sorted({*occluded, *restored, *quality}):
+            face = self.faces[name]
+            try:
+                image, occlusion = shared.occluding.occluded(name, face)
+            except NoFaceError as error:
+                self.views.without_face[name] = str(error)
+                del self.faces[name]
+                continue
+            self.masked[name] = (Face(image, face.landmarks, face.crop), occlusion)
+
+    def occluded(self, names: Sequence[str]) -> None:
+        """Embeddings of occluded faces."""
+        names = self._left(names)
+        self._embeddings("", "M", names, lambda crop: self._cut_masked(names, crop))
+
+    def restored(self, restorer: Loaded, names: Sequence[str], quality: Sequence[str]) -> None:
+        """Embeddings and quality of restored faces."""
+        names, quality = self._left(names), self._left(quality)
+        every = sorted({*names, *quality})
+        place = {name: number for number, name in enumerate(every)}
+
+        @functools.cache
+        def made() -> Restoration:
+            crops = self._cut_masked(every, restorer.crop)
+            return restored_crops(restorer, crops, self._hidden(every, restorer.crop), every)
+
+        def seen(crop: Crop) -> U8:
+            views = []
+            for name, base in zip(names, self._cut_masked(names, crop), strict=True):
+                pixels, hidden = made().pixels[place[name]], made().hidden[place[name]]
+                views.append(transferred(base, pixels, hidden, self.faces[name].moved(restorer.crop), crop))
+            return np.stack(views)
+
+        self._embeddings(restorer.key, "U", names, seen)
+        places = [place[name] for name in quality]
+        found = (lambda: made().occlusion[places]) if restorer.result.occlusion == "found" else None
+        self._measure(restorer.key, restorer.crop, quality, lambda: made().image[places], found)
+
+    def quality(self, names: Sequence[str]) -> None:
+        """Quality of the occluded faces as they are, and features of the true ones."""
+        for crop in self.shared.crops:
+            self._quality(self._left(names), crop)
+
+    def _quality(self, names: Sequence[str], crop: Crop) -> None:
+        self._measure("", crop, names, lambda: to_tensor(self._cut_masked(names, crop)), None)
+        for network in self.shared.networks:
+            self._features(network, crop, names)
+
+    def _features(self, network: FeatureNetwork, crop: Crop, names: Sequence[str]) -> None:
+        """Features of true faces."""
+        rows = self._vectors(
+            self.shared.perception[network.key, None, crop],
+            [self.keys[name] for name in names],
+            lambda: network.pooled(self._true_maps(network, crop, names)).cpu().numpy(),
+        )
+        self.views.features[network.key, None, crop].update(zip(names, rows, strict=True))
+
+    def _measure(
+        self,
+        key: str,
+        crop: Crop,
+        names: Sequence[str],
+        image: Callable[[], Tensor],
+        found: Callable[[], Tensor] | None,
+    ) -> None:
+        """Figures of crops against the true faces."""
+        keys = [self.masked_keys[name] for name in names]
+
+        def figures() -> NDArray[np.float32]:
+            made, true = image(), to_tensor(self._cut(names, crop))
+            hole = torch.from_numpy(self._hidden(names, crop)[:, None]).float()
+            nothing = torch.full((len(names),), torch.nan, dtype=torch.float64)
+            columns = [
+                metrics.psnr(made, true),
+                metrics.ssim(made, true),
+                metrics.psnr(made, true, where=hole),
+                metrics.ssim(made, true, where=hole),
+                nothing if found is None else metrics.occlusion_iou(found(), hole),
+            ]
+            return torch.stack(columns, dim=1).float().numpy()
+
+        rows = self._vectors(self.shared.figures[key, crop], keys, figures)
+        self.views.quality[key, crop].update(zip(names, rows, strict=True))
+        for network in self.shared.networks:
+            self._perceive(network, key, crop, names, image)
+
+    def _perceive(
+        self, network: FeatureNetwork, key: str, crop: Crop, names: Sequence[str], image: Callable[[], Tensor]
+    ) -> None:
+        """A network's distances of crops from the true faces, and its features of them."""
+
+        def perceived() -> NDArray[np.float32]:
+            true = self._true_maps(network, crop, names)
+            with network.lock, torch.inference_mode():
+                maps = network.maps(image())
+                features = network.pooled(maps).cpu()
+                first = network.distance(maps, true).cpu()[:, None] if network.measures else features[:, :0]
+            return torch.cat([first, features], dim=1).numpy()
+
+        keys = [self.masked_keys[name] for name in names]
+        start = int(network.measures)
+        for name, row in zip(
+            names, self._vectors(self.shared.perception[network.key, key, crop], keys, perceived), strict=True
+        ):
+            self.views.features[network.key, key, crop][name] = row[start:]
+            if network.measures:
+                self.views.distances[network.key, key, crop][name] = row[:1]
+
+    def _true_maps(self, network: FeatureNetwork, crop: Crop, names: Sequence[str]) -> Any:
+        place = (network.key, crop, tuple(names))
+        if place not in self._maps:
+            with network.lock, torch.inference_mode():
+                self._maps[place] = network.maps(to_tensor(self._cut(names, crop)))
+        return self._maps[place]
+
+    def _embeddings(self, restorer: str, state: str, names: Sequence[str], crops: Callable[[Crop], U8]) -> None:
+        """What every matcher makes of crops, which are asked for where they are not in the cache."""
+        known = self.keys if state == "T" else self.masked_keys
+        for one in self.shared.recognizers:
+            rows = self._vectors(
+                self.shared.embedding[one.key, restorer, state],
+                [known[name] for name in names],
+                functools.partial(_embed, one, crops, names, state),
+            )
+            self.views.embeddings[one.key, restorer, state].update(zip(names, rows, strict=True))
+
+    @staticmethod
+    def _vectors(
+        stage: Stage, keys: Sequence[bytes], compute: Callable[[], NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        known = stage.get(keys)  # nothing at all is known too
+        return stage.put(keys, compute()) if known is None else known
+
+    def _left(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name in self.faces]
+
+    def _cut(self, names: Sequence[str], crop: Crop) -> U8:
+        return np.stack([self.faces[name].cut(crop) for name in names])
+
+    def _cut_masked(self, names: Sequence[str], crop: Crop) -> U8:
+        for name in names:
+            if (name, crop) not in self._masked_crops:
+                self._masked_crops[name, crop] = self.masked[name][0].cut(crop)
+        return np.stack([self._masked_crops[name, crop] for name in names])
+
+    def _hidden(self, names: Sequence[str], crop: Crop) -> U8:
+        return np.stack([self.masked[name][0].cut_occlusion(self.masked[name][1], crop) for name in names])
+
+
+def _embed(one: Loaded, crops: Callable[[Crop], U8], names: Sequence[str], state: str) -> NDArray[np.float32]:
+    images = to_tensor(crops(one.crop))
+    with one.lock, torch.inference_mode():
+        try:
+            embeddings = torch.cat([one.part(batch) for batch in torch.split(images, BATCH)])
+        except InputError as error:
+            words = {"T": "true", "M": "occluded", "U": "restored"}[state]
+            for number, name in enumerate(names):
+                try:
+                    one.part(images[number : number + 1])
+                except InputError as cause:
+                    raise InputError(f"the matcher {one.key!r} fails on the {words} face {name}: {cause}") from error
+            raise InputError(f"the matcher {one.key!r} fails on {len(names)} faces at once: {error}") from error
+    return embeddings.float().cpu().numpy()
