@@ -27,7 +27,7 @@ from deocc.faces import Crop
 from deocc.files import atomic_write
 from deocc.images import to_tensor
 from deocc.method import Recognizer
-from deocc.metrics import best_threshold
+from deocc.metrics.verification import best_threshold
 from deocc.train import train
 from deocc_distill.faces import OccludedFaces, recrop
 
