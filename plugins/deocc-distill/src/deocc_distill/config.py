@@ -151,7 +151,7 @@ class Config:
         deocclusion, distillation, joint: the training stages.
         margin: pixels by which a found occlusion is grown.
         end_to_end: whether the recognizer takes masked faces and completes them first (eq. 6), or takes completed ones.
-        restorer_weights: of the de-occlusion module inside the end-to-end recognizer; empty takes the packaged ones.
+        restorer_weights: of the de-occlusion module inside the end-to-end recognizer.
     """
 
     size: int = 128

@@ -21,7 +21,7 @@ class Recognizer(method.Recognizer):
     """The student: embeddings in the teacher's space, of faces that were completed before.
 
     With ``config.end_to_end`` it is the whole of eq. 6 instead: it takes masked faces in the restorer's crop, completes
-    them with the restorer (``config.restorer_weights``, else the packaged weights), which finds the occlusion itself,
+    them with the restorer (weights: ``config.restorer_weights``), which finds the occlusion itself,
     and embeds them; gradients go all the way.
     """
 
