@@ -33,7 +33,7 @@ SURFACE = {
         "check_occlusion"
     ),
     "deocc.metrics": "occlusion_iou psnr ssim",
-    "deocc.occlude": "Occlusion fingerprint kind_of kinds occlude",
+    "deocc.occlude": "MASKTHEFACE Occlusion fingerprint kind_of kinds occlude",
     "deocc.ops": (
         "Backend DomainCenters DualAttentionFusion Fusion InfoNCE KeyQueue RelationalDistillation area_downsample "
         "attention_blend backends build_info channel_attention_projection composite composite_uint8 "
