@@ -15,7 +15,7 @@ SURFACE = {
     "deocc": "occluder recognizer restorer unmask",
     "deocc.config": "did_you_mean from_dict from_toml recipe recipes replace to_dict to_toml",
     "deocc.data": (
-        "AR CASIAWebFace CelebA FFHQ IdentityFolder ImageFolder LFW MFR2 PackReport PackedFace PackedFaces Pair "
+        "AR CASIAWebFace CelebA FFHQ IJBC IdentityFolder ImageFolder LFW MFR2 PackReport PackedFace PackedFaces Pair "
         "PairedFaces PairedSampler READERS RMFRD RowView Sample Source UnpairedFaces UnpairedSampler VGGFace2 check "
         "concatenate pack read_pairs"
     ),
@@ -24,6 +24,7 @@ SURFACE = {
     "deocc.files": "atomic_write make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
+    "deocc.judge": "Report TASKS judge quality read retrieval verification write",
     "deocc.losses": "LPIPS",
     "deocc.method": (
         "API Engine Method Occluded Occluder PARTS Part Recognizer Restored Restorer Task Training check_images "
