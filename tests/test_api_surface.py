@@ -39,7 +39,7 @@ SURFACE = {
         "relational_angle relational_distance relational_distillation"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights parse problems",
-    "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",
+    "deocc.report": "INVENTED Picture Plot Row Section Strip Table contact_sheet html print_table",
     "deocc.scaffold": "KINDS new_plugin",
     "deocc.testing": "Check ContractError checks method_checks run_checks",
     "deocc.train": "PRECISIONS SingleDevice fit run train",
