@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <string_view>
 #include <type_traits>
 
 #include "../tensor.h"
@@ -18,10 +20,11 @@
 
 namespace deocc {
 
-// Whether Paired may be used. DEOCC_VECTOR=narrow|avx2 forbids it.
+// Whether multiply_pairs may be called. DEOCC_VECTOR=narrow|avx2|avx512 forbids it.
 inline bool has_dots() {
 #if DEOCC_HAS_DOTS
-  static const bool has = vector_width() == Width::avx512 && __builtin_cpu_supports("avx512bf16");
+  static const bool has = vector_width() == Width::avx512 && __builtin_cpu_supports("avx512bf16") &&
+                          (!std::getenv("DEOCC_VECTOR") || std::string_view(std::getenv("DEOCC_VECTOR")) != "avx512");
   return has;
 #else
   return false;
