@@ -246,12 +246,13 @@ def test_threads_give_the_same_bits(case: str) -> None:
         assert torch.equal(result[1], results[0][1])
 
 
-@pytest.mark.parametrize("width", ["avx2", "narrow"])
-def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
-    """In another process: the width is chosen once."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", ["avx512", "avx2", "narrow"])
+def test_narrower_vectors_give_the_same(width: str, dtype: str, tmp_path: Path) -> None:
+    """In another process: the width is chosen once. Products of bfloat16 choose, and do not compute, distances."""
     script = (
         "import torch; from deocc.testing.operators import SPECS; s = SPECS['domain_constrained_ranking'];"
-        "f, *x = s.case('minibatch-all').draw(dtype=torch.float32); f.requires_grad_();"
+        f"f, *x = s.case('minibatch-all').draw(dtype=torch.{dtype}); f.requires_grad_();"
         "r = s.function(f, *x, negatives='all'); torch.save([r.detach(), *torch.autograd.grad(r, f)], {!r})"
     )
     results = []
@@ -293,7 +294,7 @@ for name in ("smoke", "unknown", "unknown-all", "nothing-known", "one-image", "n
     got, gradient = kernel.domain_constrained_ranking(*given)
     torch.testing.assert_close(got, wanted.detach())
     torch.testing.assert_close(gradient, *torch.autograd.grad(wanted, features))
-    twice = kernel.domain_constrained_ranking_backward(torch.tensor(2.0), gradient)
+    twice = kernel.domain_constrained_ranking_backward(gradient.new_tensor(2.0), gradient)
     torch.testing.assert_close(twice, 2 * gradient)
 features, labels, domains, centers, known = spec.case("smoke").draw(dtype=torch.bfloat16)
 options = 0.7, 0.5, 0.75, True, True

@@ -71,7 +71,10 @@ SPECS = (
         reference=_plain,
         kernels={
             "domain_constrained_ranking": lambda x: (x[0], x[1], x[2] != 0, x[3], x[4], 0.7, 0.5, 0.75, True, True),
-            "domain_constrained_ranking_backward": lambda x: (x[0].new_ones(()), x[0].to(torch.float32)),
+            "domain_constrained_ranking_backward": lambda x: (
+                x[0].new_ones(()),
+                x[0].to(torch.promote_types(x[0].dtype, torch.float32)),
+            ),
         },
         cases=(
             Case("smoke", "smoke", _inputs(12, 9, 7, 4)),
