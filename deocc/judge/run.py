@@ -39,6 +39,9 @@ REPORT = "report.json"
 SCORES = "scores.npz"
 PICTURES = "pictures"
 
+FEW = 100
+"""Pairs of one kind below which a report warns."""
+
 
 @dataclass(frozen=True)
 class _Judge:
@@ -306,7 +309,17 @@ def _warnings(faces: Faces, views: Views, verified: result.Verification | None) 
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             yield f"In {len(names)} images {what}; whatever needs them is left out: {listed}."
-    if verified is not None and not verified.resamples:
+    if verified is not None:
+        fewer = min(verified.genuine, verified.impostors)
+        if fewer < FEW:
+            yield f"With {fewer} pairs of one kind the figures of verification say little, whatever their intervals."
+        for rate in verified.rows[0].rates:
+            if rate.accepted == 0:
+                yield (
+                    f"Of {verified.impostors} impostor pairs none may pass at a false positive rate of {rate.fpr:g}: "
+                    "TPR there hangs on the highest of their scores alone."
+                )
+    if verified is not None and verified.pairs > verify.MOST_RESAMPLED:
         yield f"{verified.pairs} pairs are too many to be resampled: figures of verification have no intervals."
 
 
