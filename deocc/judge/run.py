@@ -228,9 +228,7 @@ def _judge(
     verified = None if listed is None else verify.verification(views, listed, kept=scores, **common)
     retrieved = None if chosen is None else retrieve.retrieval(views, chosen, faces, **common)
     measured = None if names is None else qualify.quality(views, names, networks=one.networks, **common)
-    occluded = sorted(
-        (wants.occluded | wants.restored | wants.quality) & views.content.keys() - views.without_face.keys()
-    )
+    occluded = sorted((wants.occluded | wants.restored | wants.quality) & views.content.keys())
     return Report(
         invented=INVENTED,
         deocc=deocc.__version__,
