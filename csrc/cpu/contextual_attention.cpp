@@ -10,7 +10,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
