@@ -98,7 +98,7 @@ SPECS = (
                     "cpu forward tuned": 7.0,
                     "cpu training tuned": 7.0,
                     "cpu bfloat16 forward": 1.2,
-                    "cpu bfloat16 training": 1.15,
+                    "cpu bfloat16 training": 1.1,
                 },
             ),
             Case(
