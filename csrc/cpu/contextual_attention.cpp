@@ -1,12 +1,15 @@
 // A row of queries at a time: its scores against all keys are a matrix (L, w), key by key, which lies in the cache with
 // those of the few neighbouring rows that the sums along diagonals need. No L x L matrix is ever written. Within a row
 // the work goes by rows of keys, w keys each: sums over columns stay inside such a w x w tile.
+//
+// Images of bfloat16 are multiplied as such where the processor can, words of two channels, places or queries at a time;
+// so are the weights that patches are mixed with, after rounding. The gradient by the scores, in which large terms
+// cancel, is multiplied in float.
 #include "../contextual_attention.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -1557,7 +1560,8 @@ Tensor contextual_attention_offsets(const Tensor& foreground, const Tensor& back
   for_dtype(foreground.scalar_type(), "contextual_attention_offsets", [&](auto zero) {
     using S = decltype(zero);
     for_samples(n, [&](int64_t sample, int64_t parts) {
-      const Keys<Single<typename Compute<S>::type>> keys(set, read<S>(background, sample), mask(occluded, sample), false);
+      using P = Single<typename Compute<S>::type>;
+      const Keys<P> keys(set, read<S>(background, sample), mask(occluded, sample), false);
       int32_t* down = static_cast<int32_t*>(out.mutable_data_ptr()) + sample * 2 * n.keys;
       in_parts(n.rows, parts, [&](int64_t, int64_t begin, int64_t end) {
         locate(set, keys, read<S>(foreground, sample), down, down + n.keys, begin, end);

@@ -78,6 +78,9 @@ DEOCC_DOTS void multiply_pairs_columns(Left<uint32_t> a, const uint32_t* b, int6
   for (; done + 8 <= rows; done += 8, a.data += 8 * a.row, c += 8 * c_row) {
     multiply_pairs_tile<8, vectors>(a, b, b_row, c, c_row, depth, accumulate);
   }
+  for (; done + 4 <= rows; done += 4, a.data += 4 * a.row, c += 4 * c_row) {
+    multiply_pairs_tile<4, vectors>(a, b, b_row, c, c_row, depth, accumulate);
+  }
   for (; done + 2 <= rows; done += 2, a.data += 2 * a.row, c += 2 * c_row) {
     multiply_pairs_tile<2, vectors>(a, b, b_row, c, c_row, depth, accumulate);
   }

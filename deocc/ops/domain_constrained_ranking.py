@@ -50,7 +50,9 @@ def domain_constrained_ranking(
     precision, which finds the hardest among near duplicates too.
 
     Features and centres promote to one dtype, inside ``torch.autocast`` too. Half precision is computed in float32 and
-    rounded once. Any strides are accepted. The same call gives the same bits, for any number of threads on the CPU.
+    rounded once. Choosing among all centres takes little more than half the time in bfloat16 on a processor that
+    multiplies it (AVX512-BF16), and chooses the same. Any strides are accepted. The same call gives the same bits, for
+    any number of threads on the CPU.
 
     Args:
         features: (N, D) floating point (float64, float32, bfloat16 or float16). Neither they nor centers are divided

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import pad
 
 from deocc.errors import InputError
 from deocc.ops import DomainCenters, backends, domain_constrained_ranking
@@ -244,6 +245,25 @@ def test_threads_give_the_same_bits(case: str) -> None:
     for result in results[1:]:
         assert torch.equal(result[0], results[0][0])
         assert torch.equal(result[1], results[0][1])
+
+
+@pytest.mark.parametrize("margin", [(0, 0), (1, 2), (1, 3), (2, 2)], ids=str)
+def test_bfloat16_may_lie_anywhere(margin: tuple[int, int]) -> None:
+    """Two elements are read as one where they can be: rows at odd places cannot."""
+    features, labels, domains, centers, known = SPEC.case("every-one-another").draw(dtype=torch.bfloat16)
+    wanted = loss_and_gradient(domain_constrained_ranking, features, labels, domains, centers, known)
+    one, other = (pad(value, margin)[..., margin[0] : value.shape[-1] + margin[0]] for value in (features, centers))
+    got = loss_and_gradient(domain_constrained_ranking, one, labels, domains, other, known)
+    across = other.transpose(1, 2).contiguous().transpose(1, 2)
+    for found in (got, loss_and_gradient(domain_constrained_ranking, one, labels, domains, across, known)):
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+    given = one, labels, domains != 0
+    mixed = [
+        torch.ops.deocc.domain_constrained_ranking(*given, value, known, 0.7, 0.5, 0.75, False, True)
+        for value in (other, other.float())
+    ]
+    torch.testing.assert_close(*mixed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
