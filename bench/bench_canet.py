@@ -33,7 +33,7 @@ def _on_reference(function: Callable[[], object]) -> Callable[[], object]:
 
 
 def share_of_convolutions(function: Callable[[], object]) -> float:
-    """Of the processor's time, and of the GPU's where there is one."""
+    """Of the processor's time, as the profiler sees it."""
     function()
     with profile(activities=[ProfilerActivity.CPU]) as run:
         function()

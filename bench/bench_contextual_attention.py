@@ -72,21 +72,25 @@ def shape_mark(name: str) -> Any:
 
 
 def compare_with(
-    theirs: Callable[..., Tensor], shape: str, dtype: torch.dtype, measure: str, device: str, compare: Any, floor: float
+    theirs: Callable[..., Tensor],
+    shape: str,
+    dtype: torch.dtype,
+    measure: str,
+    device: str,
+    compare: Any,
+    floor: float,
+    their_dtype: torch.dtype | None = None,
 ) -> None:
-    inputs = inputs_of(SHAPES[shape], device, dtype)
+    inputs, others = (inputs_of(SHAPES[shape], device, kind) for kind in (dtype, their_dtype or dtype))
     count, channels, height, width = SHAPES[shape]
     products = 5 * count * channels * (height * width // 4) ** 2 * (1 if measure == "forward" else 3)
     if measure == "forward":
         with torch.no_grad():
-            compare(lambda: ops.contextual_attention(*inputs), lambda: theirs(*inputs), floor, multiply_adds=products)
+            ours, rival = (lambda: ops.contextual_attention(*inputs)), (lambda: theirs(*others))
+            compare(ours, rival, floor, multiply_adds=products, dtype=dtype)
     else:
-        compare(
-            lambda: step(ops.contextual_attention, *inputs),
-            lambda: step(theirs, *inputs),
-            floor,
-            multiply_adds=products,
-        )
+        ours, rival = (lambda: step(ops.contextual_attention, *inputs)), (lambda: step(theirs, *others))
+        compare(ours, rival, floor, multiply_adds=products, dtype=dtype)
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
@@ -104,6 +108,18 @@ def test_float32(
 def test_bfloat16(shape: str, measure: str, device: str, compare: Any, benchmark: Any) -> None:
     benchmark.extra_info["shape"] = list(SHAPES[shape])
     compare_with(eager, shape, torch.bfloat16, measure, device, compare, 0.0)
+
+
+@pytest.mark.parametrize("measure", ["forward", "training"])
+@pytest.mark.parametrize("shape", ["features", "large"])
+def test_bfloat16_against_our_own_in_float32(
+    shape: str, measure: str, device: str, compare: Any, floor_of: Callable[[Any, str], float], benchmark: Any
+) -> None:
+    """Most products are of bfloat16, at twice the rate; the sums along diagonals and the softmax stay as they are."""
+    benchmark.extra_info["shape"] = list(SHAPES[shape])
+    floor = floor_of(CASES[shape], f"bfloat16 {measure}")
+    ours = ops.contextual_attention
+    compare_with(ours, shape, torch.bfloat16, measure, device, compare, floor, torch.float32)
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])

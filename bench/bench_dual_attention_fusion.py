@@ -243,6 +243,36 @@ def test_module(
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
+@pytest.mark.parametrize("what", ["front-nchw", "front-nhwc", "module", "blend", "downsample"])
+def test_bfloat16_against_our_own_in_float32(
+    what: str, measure: str, device: str, compare: Any, floor_of: Any, benchmark: Any
+) -> None:
+    """Half the bytes, computed in float32 all the same: what is bound by memory gains, and so do the convolutions.
+
+    Blending does not: the exponential and the division take longer than its bytes, and rounding comes on top.
+    """
+    if (what, measure) == ("downsample", "training"):
+        pytest.skip("its derivative is PyTorch's own")
+    shape = SHAPES["finest"]
+    benchmark.extra_info["shape"] = list(shape)
+    sides = []
+    for dtype in (torch.bfloat16, torch.float32):
+        features = drawn(*shape, device=device, dtype=dtype, order=what.partition("-")[2] or "nchw").requires_grad_()
+        image = image_of(shape, 4, device, dtype).requires_grad_()
+        module, _ = networks(shape[1], device, dtype)
+        if what == "module":
+            sides.append((module, (features, image), (features, *module.parameters())))
+        elif what == "blend":
+            inputs = [drawn(shape[0], 3, *shape[2:], device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+            sides.append((ops.attention_blend, inputs, inputs))
+        elif what == "downsample":
+            sides.append((ops.area_downsample, (image, shape[2:]), (image,)))
+        else:
+            sides.append((front, (module, features), (features, *front_parameters(module))))
+    race(compare, measure, *sides, floor_of(CASES["finest"], f"bfloat16 {what} {measure}"))
+
+
+@pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("what", ["front", "module"])
 def test_against_torch_compile(what: str, measure: str, device: str, compare: Any, benchmark: Any) -> None:
     shape = SHAPES["features"]

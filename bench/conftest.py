@@ -93,10 +93,16 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def floor_of(request: pytest.FixtureRequest, device: str) -> Callable[[Any, str], float]:
-    """``floor_of(case, "forward")``: the least ratio that the case table accepts on this device and malloc, else 0."""
+    """``floor_of(case, "forward")``: the least ratio that the case table accepts on this device and malloc, else 0.
+
+    What bfloat16 gains over our own float32 has a floor where the processor multiplies it.
+    """
     tuned = " tuned" if request.config.getoption("--malloc") == "tuned" else ""
+    pairs = torch.cpu.get_capabilities().get("avx512_bf16", False) and "DEOCC_VECTOR" not in os.environ
 
     def find(case: Any, measure: str) -> float:
+        if measure.startswith("bfloat16") and device == "cpu" and not pairs:
+            return 0.0
         return float(case.floors.get(f"{device} {measure}{tuned}", 0.0))
 
     return find
@@ -191,7 +197,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Comp
         if limit:
             benchmark.extra_info.update(limit=limit, bound=bound, of_limit=median / limit)
         ROWS.append(Row(request.node.name, other, median, floor, limit, bound if limit else ""))
-        assert other / median >= floor, f"{other / median:.2f} times eager, and {floor} is the floor"
+        assert other / median >= floor, f"{other / median:.2f} times the rival, and {floor} is the floor"
         return float(other / median)
 
     return run

@@ -24,7 +24,8 @@
 // contextual_attention_offsets: position of the valid k with the highest A2[q, k], minus that of q: (N, 2, h, w) int32,
 // rows and columns; 0 where no key is valid.
 //
-// bfloat16 and float16 are computed in float and rounded once.
+// bfloat16 and float16 are computed in float and rounded once, except that processors which multiply bfloat16 are given
+// T, above, rounded to it.
 #pragma once
 
 #include "tensor.h"

@@ -18,7 +18,7 @@
 //
 // Results: the loss, and its derivative by features, (N, D), in the dtype that is computed in, or (0, D) if that is not
 // wanted. Nothing flows to centers.
-// domain_constrained_ranking_backward: gradient () of the loss times that.
+// domain_constrained_ranking_backward: gradient () of the loss times that, in the gradient's dtype.
 //
 // Half precision is computed in float and rounded once.
 #pragma once

@@ -447,6 +447,33 @@ class JudgeAll(JudgeTask):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeDiff(Verb):
+    """Compare two reports: each figure of both, the difference, and whether it is more than chance.
+
+    Differences are B minus A. Over the same pairs they are tested pair by pair (p, won, lost); without p, the interval
+    takes the two reports for independent. Reports on other faces, masks or matchers are refused.
+
+    Attributes:
+        a: Folder of a report, or its report.json.
+        b: Folder of the other one.
+        anyway: Compare them though faces, masks or matchers differ; what differs is printed.
+        by_kind: Print the figures of each kind of occlusion too.
+    """
+
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    b: Annotated[Positional[Path], arg(metavar="B")]
+    anyway: Flag = False
+    by_kind: Flag = False
+
+    def run(self) -> int:
+        """Compare them."""
+        from deocc.judge.diff import diff_folders, print_diff
+
+        print_diff(diff_folders(self.a, self.b, anyway=self.anyway), by_kind=self.by_kind)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judge:
     """Measure whether restoring faces helps a matcher, and what it invents."""
 
@@ -455,6 +482,7 @@ class Judge:
         | Annotated[JudgeRetrieval, subcommand("retrieval")]
         | Annotated[JudgeQuality, subcommand("quality")]
         | Annotated[JudgeAll, subcommand("all")]
+        | Annotated[JudgeDiff, subcommand("diff")]
     )
 
     @property

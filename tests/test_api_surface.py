@@ -15,7 +15,7 @@ SURFACE = {
     "deocc": "occluder recognizer restorer unmask",
     "deocc.config": "did_you_mean from_dict from_toml recipe recipes replace to_dict to_toml",
     "deocc.data": (
-        "AR CASIAWebFace CelebA FFHQ IdentityFolder ImageFolder LFW MFR2 PackReport PackedFace PackedFaces Pair "
+        "AR CASIAWebFace CelebA FFHQ IJBC IdentityFolder ImageFolder LFW MFR2 PackReport PackedFace PackedFaces Pair "
         "PairedFaces PairedSampler READERS RMFRD RowView Sample Source UnpairedFaces UnpairedSampler VGGFace2 check "
         "concatenate pack read_pairs"
     ),
@@ -27,13 +27,14 @@ SURFACE = {
     "deocc.files": "atomic_write make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
+    "deocc.judge": "Report TASKS judge quality read retrieval verification write",
     "deocc.losses": "LPIPS StyleLoss",
     "deocc.method": (
         "API Engine Method Occluded Occluder PARTS Part Recognizer Restored Restorer Task Training check_images "
         "check_occlusion"
     ),
     "deocc.metrics": "occlusion_iou psnr ssim",
-    "deocc.occlude": "Occlusion fingerprint kind_of kinds occlude",
+    "deocc.occlude": "MASKTHEFACE Occlusion fingerprint kind_of kinds occlude",
     "deocc.ops": (
         "Backend DomainCenters DualAttentionFusion Fusion InfoNCE KeyQueue RelationalDistillation area_downsample "
         "attention_blend backends build_info channel_attention_projection composite composite_uint8 "
@@ -41,7 +42,7 @@ SURFACE = {
         "rasterise relational_angle relational_distance relational_distillation"
     ),
     "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights parse problems",
-    "deocc.report": "INVENTED Picture Row Table contact_sheet html print_table",
+    "deocc.report": "INVENTED Picture Plot Row Section Strip Table contact_sheet html print_table",
     "deocc.scaffold": "KINDS new_plugin",
     "deocc.testing": "Check ContractError checks method_checks run_checks",
     "deocc.train": "PRECISIONS SingleDevice fit run train",

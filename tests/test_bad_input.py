@@ -203,8 +203,8 @@ def test_full_disk(deocc, method, tmp_path, monkeypatch):
 
 def test_interrupt(tmp_path):
     """Ctrl-C: one line, exit code 130, and no half-written file."""
-    for number in range(40):
-        (tmp_path / f"{number:02}.jpg").write_bytes(PORTRAIT.read_bytes())
+    for number in range(200):
+        (tmp_path / f"{number:03}.jpg").write_bytes(PORTRAIT.read_bytes())
     command = [sys.executable, "-m", "deocc", "occlude", str(tmp_path), "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         process.stdout.readline()

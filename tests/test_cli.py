@@ -95,7 +95,7 @@ def test_help_of_every_verb(capsys):
     verbs = {
         "unmask": cli.Unmask, "occlude": cli.Occlude, "train": cli.Train, "data pack": cli.Pack,
         "data check": cli.CheckData, "methods": cli.Methods, "info": cli.Info, "new-plugin": cli.NewPlugin,
-        "check": cli.Check, "demo": cli.Demo,
+        "check": cli.Check, "demo": cli.Demo, "judge diff": cli.JudgeDiff,
     }  # fmt: skip
     front = text()
     for verb, options in verbs.items():

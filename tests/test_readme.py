@@ -46,7 +46,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_three_first_five_minutes(tmp_path: Path, environment: dict[str, str]) -> None:
     if missing := NEEDED - set(plugins.names()):
         pytest.skip(f"the README uses the plugins {', '.join(sorted(missing))}, which are not installed")
-    photo = read_image(sorted(Path(str(files("deocc") / "portraits")).glob("*.jpg"))[0])
+    portraits = sorted(Path(str(files("deocc") / "portraits")).glob("*.jpg"))
+    for portrait in portraits:
+        person = tmp_path / "people" / re.sub(r"-\d+$", "", portrait.stem)
+        person.mkdir(parents=True, exist_ok=True)
+        (person / portrait.name).write_bytes(portrait.read_bytes())
+    photo = read_image(portraits[0])
     made = occlude(photo, Detector().detect(photo)[0].landmarks, 3, kinds=("surgical",))
     write_image(tmp_path / "photo.jpg", made.image)
     write_image(tmp_path / "occlusion.png", made.occlusion)
@@ -65,7 +70,7 @@ def test_the_three_first_five_minutes(tmp_path: Path, environment: dict[str, str
             tool = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if name.startswith("test_") else []
             run(["python", *tool, name], tmp_path, environment)
     assert number >= 6
-    written = ["restored/photo.png", "telea/photo.png", "restored.png", "packs/photos/fields.npy"]
+    written = ["restored/photo.png", "telea/photo.png", "restored.png", "report/report.json", "packs/photos/fields.npy"]
     for name in [*written, "deocc-my-method/pyproject.toml"]:
         assert (tmp_path / name).is_file()
 

@@ -1,6 +1,10 @@
 // A row of queries at a time: its scores against all keys are a matrix (L, w), key by key, which lies in the cache with
 // those of the few neighbouring rows that the sums along diagonals need. No L x L matrix is ever written. Within a row
 // the work goes by rows of keys, w keys each: sums over columns stay inside such a w x w tile.
+//
+// Images of bfloat16 are multiplied as such where the processor can, words of two channels, places or queries at a time;
+// so are the weights that patches are mixed with, after rounding. The gradient by the scores, in which large terms
+// cancel, is multiplied in float.
 #include "../contextual_attention.h"
 
 #include <torch/csrc/stable/library.h>
@@ -15,8 +19,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "dots.h"
 #include "exponential.h"
-#include "gemm.h"
 
 namespace deocc {
 namespace {
@@ -71,7 +75,10 @@ struct Settings {
   int64_t wide() const { return padded(sizes.columns); }        // distance between two keys
   int64_t row_size() const { return sizes.keys * wide(); }      // scores of a row of queries
   int64_t channels() const { return padded(sizes.channels); }
-  int64_t panels() const { return (channels() + kPanel - 1) / kPanel; }
+  // Size of a matrix in panels, with a column for so many channels.
+  int64_t matrix(int64_t rows, int64_t each = 1) const {
+    return (channels() / each + kPanel - 1) / kPanel * kPanel * rows;
+  }
   int64_t subpixels() const { return sizes.rate * sizes.rate; }
   // Which of the four directions of patch_side the pixel needs.
   int64_t side(int64_t subpixel) const {
@@ -349,19 +356,22 @@ DEOCC_INLINE void expect(const S* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + at);
 }
 
-// to[x * step + i] = from[i * width + x] for kBlock channels i.
-template <class T>
+// to[x * step + i] = from[i * width + x] for so many lines i.
+template <int64_t lines, class T>
 void transpose(const T* from, int64_t width, T* to, int64_t step, int64_t count) {
   int64_t x = 0;
-  if constexpr (std::is_same_v<T, float>) {
-    using V = Vector<float, 16>;
+  if constexpr (sizeof(T) == 4) {
+    using V = Vector<T, 16>;
     for (; x + 4 <= count; x += 4) {
-      for (int64_t i = 0; i < kBlock; i += 4) {
-        const float* in = from + i * width + x;
-        const V::type a = V::load(in), b = V::load(in + width), c = V::load(in + 2 * width), d = V::load(in + 3 * width);
-        const V::type ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-        const V::type AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        float* out = to + x * step + i;
+      for (int64_t i = 0; i < lines; i += 4) {
+        const T* in = from + i * width + x;
+        const typename V::type a = V::load(in), b = V::load(in + width);
+        const typename V::type c = V::load(in + 2 * width), d = V::load(in + 3 * width);
+        const typename V::type ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        const typename V::type cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+        const typename V::type AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        const typename V::type CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+        T* out = to + x * step + i;
         V::store(out, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
         V::store(out + step, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
         V::store(out + 2 * step, __builtin_shufflevector(AB, CD, 0, 1, 4, 5));
@@ -370,7 +380,7 @@ void transpose(const T* from, int64_t width, T* to, int64_t step, int64_t count)
     }
   }
   for (; x < count; ++x) {
-    for (int64_t i = 0; i < kBlock; ++i) to[x * step + i] = from[i * width + x];
+    for (int64_t i = 0; i < lines; ++i) to[x * step + i] = from[i * width + x];
   }
 }
 
@@ -473,42 +483,62 @@ void unpack_cells(const Panels<T>& from, const Settings& set, int64_t subpixel, 
   }
 }
 
-// One sample's background, ready for the products.
-template <class T>
+// One sample's background, ready for the products P.
+template <class P>
 class Keys {
  public:
+  using T = typename P::Sum;
+  using Word = typename P::Word;
+
   std::vector<Places> places;  // of every cell, and how many there are
   T* inverse;                  // 1 / norm
   T* clamped;                  // 0 where the norm is the constant 1e-4, else 1
   int64_t invalid;
 
+  // pastes: whether by_places() will be asked for.
   template <class S>
-  Keys(const Settings& set, const Image<const S>& background, const bool* occluded)
+  Keys(const Settings& set, const Image<const S>& background, const bool* occluded, bool pastes)
       : places(set.sizes.keys + 1), set_(set), n_(set.sizes) {
+    constexpr bool in_words = P::size > 1;
     find_places(occluded);
-    arena_.want(compared_, matrix(compared_count()));
-    arena_.want(pasted_, set.subpixels() * matrix(pasted_count()));
+    arena_.want(compared_, set.matrix(compared_count()));
     for (T** vector : {&inverse, &clamped}) arena_.want(*vector, n_.keys);
+    words_.want(pasted_, set.subpixels() * set.matrix(pasted_count(), P::size));
+    if (in_words) words_.want(compared_words_, set.matrix(compared_count(), P::size));
+    if (in_words && pastes) words_.want(across_, set.subpixels() * set.matrix(P::words(pasted_count())));
     arena_.allocate();
+    words_.allocate();
     pack(background);
+    if constexpr (in_words) {
+      if (pastes) pair_places();
+    } else {
+      compared_words_ = compared_;
+      across_ = pasted_;
+    }
     find_norms();
   }
   Keys(const Keys&) = delete;
-
-  // Size of a matrix in panels, with a column for each channel.
-  int64_t matrix(int64_t rows) const { return set_.panels() * kPanel * rows; }
 
   // Number of cells that are compared, or the largest number that have a part in the T of one side.
   int64_t compared_count() const { return places.back().of[kCompared]; }
   int64_t pasted_count() const { return *std::max_element(places.back().of, places.back().of + kSides); }
 
-  // The same matrices with other elements.
+  // Matrices of these cells, a row for each place.
   Panels<T> like_compared(T* data) const { return {data, kPanel, compared_count() * kPanel}; }
   Panels<T> like_pasted(T* data, int64_t subpixel) const {
-    return {data + subpixel * matrix(pasted_count()), kPanel, pasted_count() * kPanel};
+    return {data + subpixel * set_.matrix(pasted_count()), kPanel, pasted_count() * kPanel};
   }
   Panels<T> compared() const { return like_compared(compared_); }  // the first pixel of every cell that is compared
-  Panels<T> pasted(int64_t subpixel) const { return like_pasted(pasted_, subpixel); }
+  // In words of channels.
+  Panels<Word> compared_words() const { return {compared_words_, kPanel, compared_count() * kPanel}; }
+  Panels<Word> pasted(int64_t subpixel) const {
+    return {pasted_ + subpixel * set_.matrix(pasted_count(), P::size), kPanel, pasted_count() * kPanel};
+  }
+  // The same in words of places, a row for each word.
+  Panels<Word> by_places(int64_t subpixel) const {
+    const int64_t count = P::words(pasted_count());
+    return {across_ + subpixel * set_.matrix(count), kPanel, count * kPanel};
+  }
 
   Chosen valid(int64_t ky) const {
     return {valid_.data() + valid_from_[ky], valid_from_[ky + 1] - valid_from_[ky]};
@@ -594,6 +624,7 @@ class Keys {
     };
     torch::stable::parallel_for(0, n_.rate * n_.rows, 4, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer(kBlock * n_.columns);
+      std::vector<Word> words(kBlock / P::size * n_.columns);
       std::vector<Run> runs[5];
       for (int64_t i = begin; i < end; ++i) {
         const int64_t y = i / n_.rate, ry = i % n_.rate;
@@ -610,15 +641,42 @@ class Keys {
         }
         pack_cells(background, set_, ry, y, T(1), buffer.data(), [&](int64_t rx, int64_t c) {
           const int64_t r = ry * n_.rate + rx;
-          const auto put = [&](const std::vector<Run>& cells, const Panels<T>& to) {
+          const Word* const from = P::pair_rows(buffer.data(), kBlock, n_.columns, words.data());
+          const auto put = [&](const std::vector<Run>& cells, const Panels<Word>& to) {
             for (const Run& run : cells) {
-              transpose(buffer.data() + run.x, n_.columns, to.at(run.place, c), kPanel, run.count);
+              transpose<kBlock / P::size>(from + run.x, n_.columns, to.at(run.place, c / P::size), kPanel, run.count);
             }
           };
           put(runs[set_.side(r)], pasted(r));
-          if (r == 0) put(runs[kCompared], compared());
+          if (r > 0) return;
+          for (const Run& run : runs[kCompared]) {
+            transpose<kBlock>(buffer.data() + run.x, n_.columns, compared().at(run.place, c), kPanel, run.count);
+          }
+          if (P::size > 1) put(runs[kCompared], compared_words());
         });
       }
+    });
+  }
+
+  // From words of channels to words of places; the last may be of one place.
+  void pair_places() const
+    requires(P::size == 2)
+  {
+    constexpr int64_t half = kPanel / 2;
+    torch::stable::parallel_for(0, set_.subpixels(), 1, [&](int64_t begin, int64_t end) {
+      by_width<float>([&](auto) DEOCC_BODY {
+        const Word nothing[half] = {};
+        for (int64_t r = begin; r < end; ++r) {
+          const Panels<Word> from = pasted(r), to = by_places(r);
+          const int64_t count = places.back().of[set_.side(r)];
+          for (int64_t c = 0; c < set_.channels() / 2; c += half) {
+            for (int64_t k = 0; k < count; k += 2) {
+              const Word* const next = k + 1 < count ? from.at(k + 1, c) : nothing;
+              pair_across(from.at(k, c), next, std::min(half, set_.channels() / 2 - c), to.at(k / 2, 2 * c));
+            }
+          }
+        }
+      });
     });
   }
 
@@ -657,7 +715,9 @@ class Keys {
   const Settings& set_;
   const AttentionSizes& n_;
   Arena<T> arena_;
-  T *compared_, *pasted_;            // a row for each place; of the latter a matrix for each subpixel
+  Arena<Word> words_;
+  T* compared_;
+  Word *compared_words_, *pasted_, *across_ = nullptr;  // of the latter two a matrix for each subpixel
   std::vector<int32_t> valid_;       // columns of the valid keys, row by row
   std::vector<int64_t> valid_from_;  // where a row of keys begins in there
 };
@@ -750,14 +810,15 @@ void move_queries(const AttentionSizes& n, int64_t wide, const T* from, T* to, i
 }
 
 // Scores and attention of one sample, row of queries by row of queries, computed when asked for.
-template <class S>
+template <class S, class P>
 class Scores {
  public:
-  using T = typename Compute<S>::type;
+  using T = typename P::Sum;
+  using Word = typename P::Word;
 
   // H of `kept` rows and E of `attended` rows are there at a time.
-  Scores(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, Arena<T>& arena, int64_t kept,
-         int64_t attended)
+  Scores(const Settings& set, const Keys<P>& keys, const Image<const S>& foreground, Arena<T>& arena,
+         Arena<Word>& words, int64_t kept, int64_t attended)
       : set_(set), n_(set.sizes), keys_(keys), foreground_(foreground), wide_(set.wide()), pitch_(wide_ + kAlign) {
     const int64_t size = set.row_size();
     h_.ask(arena, std::min(kept, n_.rows), size);
@@ -768,6 +829,7 @@ class Scores {
     }
     e_.ask(arena, std::min(attended, n_.rows), size);
     arena.want(query_, n_.channels * wide_);
+    words.want(query_words_, P::words(n_.channels) * wide_);
     arena.want(tile_, (std::max(kDepth, n_.columns) + 3) * pitch_);
     arena.want(flat_, (n_.columns + 3) * pitch_);
     arena.want(left_, n_.keys);
@@ -865,14 +927,14 @@ class Scores {
     const bool there = h_.has(y);
     if (edges_.has(y) && there) return;
     pack_channels(foreground_, set_, 0, y, T(1), query_);
+    const Word* const query = P::pair_rows(query_, n_.channels, wide_, query_words_);
     T *const first = edges_[y], *const last = first + n_.keys;
-    const Panels<T> pixels = keys_.compared();
+    const Panels<Word> pixels = keys_.compared_words();
     keys_.in_groups(kCompared, kCompared + 1, kDepth, [&](int64_t from, int64_t until, const Places& base,
                                                           const Places& count) {
       T* const tile = tile_ + kAlign;  // after a row, and between columns, of zeros
-      multiply<T>({pixels.at(base.of[kCompared], 0), kPanel, 1, kPanel, pixels.panel},
-                  row_major<const T>(query_, wide_), row_major(tile + pitch_, pitch_), count.of[kCompared], wide_,
-                  n_.channels, false);
+      P::multiply({pixels.at(base.of[kCompared], 0), kPanel, 1, kPanel, pixels.panel}, row_major(query, wide_),
+                  row_major(tile + pitch_, pitch_), count.of[kCompared], wide_, P::words(n_.channels), false);
       for (int64_t ky = from; ky < until; ++ky) {
         const int64_t k = ky * n_.columns;
         T* const out = h_[y] + k * wide_;
@@ -971,50 +1033,67 @@ class Scores {
 
   const Settings& set_;
   const AttentionSizes& n_;
-  const Keys<T>& keys_;
+  const Keys<P>& keys_;
   const Image<const S> foreground_;
   const int64_t wide_, pitch_;
   int64_t factor_size_;
   Ring<T> h_, edges_, a1_, ends_, e_;
   const T *before_ = nullptr, *at_ = nullptr, *after_ = nullptr;
   T *query_, *tile_, *flat_, *left_, *right_, *zeros_, *factors_, *sums_;
+  Word* query_words_;
 };
 
 // Rows of queries that share their reading of the background.
 int64_t rows_of_queries(const AttentionSizes& n) { return std::clamp<int64_t>(kDepth / n.columns, 1, kQueryRows); }
 
 // out of the rows [begin, end) of queries.
-template <class S, class T>
-void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<S>& out,
+template <class P, class S>
+void attend(const Settings& set, const Keys<P>& keys, const Image<const S>& foreground, const Image<S>& out,
             int64_t begin, int64_t end) {
+  using T = typename P::Sum;
+  using Word = typename P::Word;
   const AttentionSizes& n = set.sizes;
-  const int64_t wide = set.wide(), size = (std::max(kDepth, n.columns) + 1) * wide;
+  const int64_t wide = set.wide(), size = (std::max(kDepth, n.columns) + P::size) * wide;
   const int64_t most = rows_of_queries(n), plane = n.channels * wide;
   Arena<T> arena;
-  Scores<S> scores(set, keys, foreground, arena, 4, most + 2);
+  Arena<Word> words;
+  Scores<S, P> scores(set, keys, foreground, arena, words, 4, most + 2);
   T *mixed, *result;
+  Word* mixed_words;
   arena.want(mixed, most * 4 * size);
   arena.want(result, most * set.subpixels() * plane);
+  words.want(mixed_words, most * 4 * size / P::size);
   arena.allocate();
+  words.allocate();
   scores.begin();
+  const Word* operands[kQueryRows][kSides];
   for (int64_t t = begin; t < end; t += most) {
     const int64_t rows = std::min(most, end - t);
     for (int64_t y = std::max<int64_t>(t - 1, 0); y < std::min(t + rows + 1, n.rows); ++y) scores.attention(y);
     keys.in_groups(0, kSides, kDepth, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
+      Places whole = base;  // products begin with a whole word of places, whose first may be of no use
+      for (int side = 0; side < kSides; ++side) whole.of[side] -= base.of[side] % P::size;
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t ky = first; ky < last; ++ky) {
-          mix(scores.attended(t + i, ky), &keys.places[ky * n.columns], base, mixed + i * 4 * size, size, n.columns,
+          mix(scores.attended(t + i, ky), &keys.places[ky * n.columns], whole, mixed + i * 4 * size, size, n.columns,
               wide);
+        }
+        for (int side = 0; side < kSides; ++side) {
+          const int64_t before = base.of[side] - whole.of[side];
+          T* const weights = mixed + (i * 4 + side) * size;
+          std::fill_n(weights, before * wide, T(0));
+          operands[i][side] =
+              P::pair_rows(weights, before + count.of[side], wide, mixed_words + (i * 4 + side) * size / P::size);
         }
       }
       for (int64_t r = 0; r < set.subpixels(); ++r) {
-        const int64_t side = set.side(r);
+        const int64_t side = set.side(r), depth = P::words(base.of[side] - whole.of[side] + count.of[side]);
         for (int64_t c = 0; c < n.channels; c += kPanel) {
-          const T* cells = keys.pasted(r).at(base.of[side], c);
+          const Word* cells = keys.by_places(r).at(whole.of[side] / P::size, c);
           for (int64_t i = 0; i < rows; ++i) {
-            multiply<T>({cells, 1, kPanel}, row_major<const T>(mixed + (i * 4 + side) * size, wide),
+            P::multiply({cells, 1, kPanel}, row_major(operands[i][side], wide),
                         row_major(result + (i * set.subpixels() + r) * plane + c * wide, wide),
-                        std::min(kPanel, n.channels - c), wide, count.of[side], first > 0);
+                        std::min(kPanel, n.channels - c), wide, depth, first > 0);
           }
         }
       }
@@ -1027,15 +1106,16 @@ void attend(const Settings& set, const Keys<T>& keys, const Image<const S>& fore
 
 // The derivatives of one sample, as far as they come from the rows [begin, end) of queries. Every step of the forward
 // pass is undone row by row; sums along diagonals are their own adjoints.
-template <class S>
+template <class S, class P>
 class Gradients {
  public:
-  using T = typename Compute<S>::type;
+  using T = typename P::Sum;
+  using Word = typename P::Word;
 
-  Gradients(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, const Image<const S>& gradient)
+  Gradients(const Settings& set, const Keys<P>& keys, const Image<const S>& foreground, const Image<const S>& gradient)
       : set_(set), n_(set.sizes), keys_(keys), foreground_(foreground), gradient_(gradient), wide_(set.wide()),
         pitch_(wide_ + kAlign), tile_(n_.columns * wide_), together_(std::max(kDepth / 2, n_.columns)),
-        scores_(set, keys, foreground, arena_, 8, kQueryRows + 4) {
+        scores_(set, keys, foreground, arena_, words_, 8, kQueryRows + 4) {
     const int64_t size = set.row_size();
     for (Ring<T>& ring : mixed_) ring.ask(arena_, std::min<int64_t>(3, n_.rows), size);
     for (Ring<T>* ring : {&by_a2_, &by_a1_, &by_h_}) ring->ask(arena_, std::min<int64_t>(3, n_.rows), size);
@@ -1044,18 +1124,21 @@ class Gradients {
     for (T*& tile : tiles_) arena_.want(tile, (together_ + 3) * pitch_);
     arena_.want(square_, (n_.columns + 3) * pitch_);
     arena_.want(flat_, (n_.columns + 3) * pitch_);
-    arena_.want(upstream_, set.subpixels() * n_.channels * wide_);
+    arena_.want(upstream_, set.subpixels() * set.channels() * wide_);
     arena_.want(zeros_, tile_ + 2 * kAlign);
     arena_.want(sum_, wide_);
     arena_.want(left_, n_.keys);
     arena_.want(right_, n_.keys);
     arena_.want(result_, n_.channels * wide_);
     arena_.want(buffer_, kBlock * n_.columns);
-    arena_.want(queries_, n_.rate * cells());
-    arena_.want(pixels_, set.subpixels() * cells());
+    words_.want(pixels_, set.subpixels() * set.matrix(kQueryRows * P::words(n_.columns)));
+    words_.want(upstream_words_, set.subpixels() * P::words(set.channels()) * wide_);
+    words_.want(buffer_words_, kBlock * P::words(n_.columns));
+    words_.want(operand_, kQueryRows * 4 * (together_ + 1) * P::words(wide_));
+    arena_.want(queries_, n_.rate * set.matrix(kQueryRows * n_.columns));
     arena_.want(attention_, kQueryRows * 4 * (together_ + 1) * wide_);
-    arena_.want(by_compared_, keys.matrix(keys.compared_count()));
-    arena_.want(by_pasted_, set.subpixels() * keys.matrix(keys.pasted_count()));
+    arena_.want(by_compared_, set.matrix(keys.compared_count()));
+    arena_.want(by_pasted_, set.subpixels() * set.matrix(keys.pasted_count()));
     arena_.want(products_, n_.keys * kAlign);
   }
   Gradients(const Gradients&) = delete;
@@ -1063,15 +1146,16 @@ class Gradients {
   // By the foreground, into the rows, and by the background, kept until finish().
   void run(int64_t begin, int64_t end, const Image<S>& by_foreground) {
     arena_.allocate();
+    words_.allocate();
     scores_.begin();
     for (Ring<T>* ring : {&mixed_[0], &mixed_[1], &by_a1_, &by_h_, &ends_}) ring->clear();
     by_a2_.zero();  // where keys are invalid it stays so
     for (T* tile : tiles_) std::fill_n(tile, (together_ + 3) * pitch_, T(0));
     std::fill_n(square_, (n_.columns + 3) * pitch_, T(0));
-    std::fill_n(upstream_, set_.subpixels() * n_.channels * wide_, T(0));
+    std::fill_n(upstream_, set_.subpixels() * set_.channels() * wide_, T(0));
     std::fill_n(zeros_, tile_ + 2 * kAlign, T(0));
-    std::fill_n(by_compared_, keys_.matrix(keys_.compared_count()), T(0));
-    std::fill_n(by_pasted_, set_.subpixels() * keys_.matrix(keys_.pasted_count()), T(0));
+    std::fill_n(by_compared_, set_.matrix(keys_.compared_count()), T(0));
+    std::fill_n(by_pasted_, set_.subpixels() * set_.matrix(keys_.pasted_count()), T(0));
     std::fill_n(products_, n_.keys * kAlign, T(0));
     begin_ = begin, end_ = end;
     for (int64_t t = begin; t < end; t += kQueryRows) {
@@ -1101,7 +1185,7 @@ class Gradients {
       by_square[k] = -product * first.keys_.inverse[k] * first.keys_.inverse[k] * first.keys_.clamped[k];
     }
     torch::stable::parallel_for(0, set.subpixels() * n.rows, 4, [&](int64_t begin, int64_t end) {
-      std::vector<T> sums(first.keys_.matrix(n.columns));
+      std::vector<T> sums(set.matrix(n.columns));
       const Panels<T> total{sums.data(), kPanel, n.columns * kPanel};
       for (int64_t i = begin; i < end; ++i) {
         const int64_t r = i / n.rows, y = i % n.rows;
@@ -1142,24 +1226,24 @@ class Gradients {
     }
   }
 
-  // Size of a matrix of kQueryRows rows of queries by channels.
-  int64_t cells() const { return set_.panels() * kPanel * kQueryRows * n_.columns; }
-
   // By the mixtures T of row t, summed over their neighbours along the row: mixed_[sy > 0].
   void unpaste(int64_t t) {
     const bool there = mixed_[0].has(t);
     if (mixed_[1].has(t) && there) return;
     for (int64_t r = 0; r < set_.subpixels(); ++r) {
-      pack_channels(gradient_, set_, r, t, T(0.25), upstream_ + r * n_.channels * wide_);
+      pack_channels(gradient_, set_, r, t, T(0.25), upstream_ + r * set_.channels() * wide_);
     }
+    const Word* const upstream =
+        P::pair_rows(upstream_, set_.subpixels() * set_.channels(), wide_, upstream_words_);
     keys_.in_groups(0, kSides, kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       bool some[4] = {};
       for (int64_t r = 0; r < set_.subpixels(); ++r) {
         const int64_t side = set_.side(r);
-        const Panels<T> cells = keys_.pasted(r);
-        multiply<T>({cells.at(base.of[side], 0), kPanel, 1, kPanel, cells.panel},
-                    row_major<const T>(upstream_ + r * n_.channels * wide_, wide_),
-                    row_major(tiles_[side] + pitch_ + kAlign, pitch_), count.of[side], wide_, n_.channels, some[side]);
+        const Panels<Word> cells = keys_.pasted(r);
+        P::multiply({cells.at(base.of[side], 0), kPanel, 1, kPanel, cells.panel},
+                    row_major(upstream + r * P::words(set_.channels()) * wide_, wide_),
+                    row_major(tiles_[side] + pitch_ + kAlign, pitch_), count.of[side], wide_, P::words(n_.channels),
+                    some[side]);
         some[side] = true;
       }
       for (int64_t ky = first; ky < last; ++ky) {
@@ -1276,24 +1360,33 @@ class Gradients {
     unpack_channels(result_, set_, 1, y, T(1), by_foreground);  // the other pixels are not compared
   }
 
-  // The pixels (ry, rx) of rows [t, t + rows) of queries as matrices, `cells` apart, for products over all of these
-  // queries.
-  void pack_queries(const Image<const S>& image, int64_t ry, int64_t t, int64_t rows, T factor, T* to, int64_t cells) {
+  // Rows [t, t + rows) of queries as matrices, for products Q over all of these queries: pixels (ry, rx), one after the
+  // other.
+  template <class Q>
+  void pack_queries(const Image<const S>& image, int64_t ry, int64_t t, int64_t rows, T factor,
+                    typename Q::Word* scratch, typename Q::Word* to) {
+    const int64_t width = Q::words(n_.columns);
     for (int64_t i = 0; i < rows; ++i) {
       pack_cells(image, set_, ry, t + i, factor, buffer_, [&](int64_t rx, int64_t c) {
-        const Panels<T> out{to + rx * cells, kPanel, kQueryRows * n_.columns * kPanel};
-        transpose(buffer_, n_.columns, out.at(i * n_.columns, c), kPanel, n_.columns);
+        const auto* from = Q::pair_columns(buffer_, kBlock, n_.columns, scratch);
+        transpose<kBlock>(from, width, queries<Q>(to, rx).at(i * width, c), kPanel, width);
       });
     }
   }
 
+  template <class Q, class Element>
+  Panels<Element> queries(Element* packed, int64_t pixel) const {
+    const int64_t cells = kQueryRows * Q::words(n_.columns);
+    return {packed + pixel * set_.matrix(cells), kPanel, cells * kPanel};
+  }
+
   // By the keys, from G.
   void by_keys(int64_t t, int64_t rows) {
-    pack_queries(foreground_, 0, t, rows, T(1), queries_, cells());
-    const Panels<const T> queries{queries_, kPanel, kQueryRows * n_.columns * kPanel};
+    pack_queries<Single<T>>(foreground_, 0, t, rows, T(1), nullptr, queries_);
+    const Panels<const T> packed = queries<Single<T>, const T>(queries_, 0);
     const int64_t keys = keys_.compared_count();
     for (int64_t k = 0; k < keys; k += kDepth / 2) {
-      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, queries,
+      multiply<T>({by_g_ + k * wide_, wide_, 1, n_.columns, set_.row_size()}, packed,
                   keys_.like_compared(by_compared_).from(k), std::min(kDepth / 2, keys - k), set_.channels(),
                   rows * n_.columns, true);
     }
@@ -1304,7 +1397,7 @@ class Gradients {
     for (int64_t y = std::max<int64_t>(t - 1, 0); y <= std::min(t + rows, n_.rows - 1); ++y) scores_.attention(y);
     const int64_t size = (together_ + 1) * wide_;
     for (int64_t ry = 0; ry < n_.rate; ++ry) {
-      pack_queries(gradient_, ry, t, rows, T(0.25), pixels_ + ry * n_.rate * cells(), cells());
+      pack_queries<P>(gradient_, ry, t, rows, T(0.25), buffer_words_, queries<P>(pixels_, ry * n_.rate).data);
     }
     keys_.in_groups(0, kSides, kDepth / 2, [&](int64_t first, int64_t last, const Places& base, const Places& count) {
       for (int64_t i = 0; i < rows; ++i) {
@@ -1314,26 +1407,30 @@ class Gradients {
         }
       }
       for (int64_t r = 0; r < set_.subpixels(); ++r) {
-        const int64_t side = set_.side(r);
-        multiply<T>({attention_ + side * size, wide_, 1, n_.columns, 4 * size},
-                    {pixels_ + r * cells(), kPanel, kQueryRows * n_.columns * kPanel},
-                    keys_.like_pasted(by_pasted_, r).from(base.of[side]), count.of[side], set_.channels(),
-                    rows * n_.columns, true);
+        const int64_t side = set_.side(r), keys = count.of[side], width = P::words(n_.columns);
+        const int64_t step = P::size == 1 ? 4 * size : keys * P::words(wide_);
+        const T* const weights = attention_ + side * size;
+        const Word* const left = P::pair_columns(weights, keys, wide_, operand_);
+        for (int64_t i = 1; i < rows; ++i) P::pair_columns(weights + i * 4 * size, keys, wide_, operand_ + i * step);
+        P::multiply({left, P::words(wide_), 1, width, step}, queries<P, const Word>(pixels_, r),
+                    keys_.like_pasted(by_pasted_, r).from(base.of[side]), keys, set_.channels(), rows * width, true);
       }
     });
   }
 
   Arena<T> arena_;
+  Arena<Word> words_;
   const Settings& set_;
   const AttentionSizes& n_;
-  const Keys<T>& keys_;
+  const Keys<P>& keys_;
   const Image<const S> foreground_, gradient_;
   const int64_t wide_, pitch_, tile_, together_;
-  Scores<S> scores_;
+  Scores<S, P> scores_;
   Ring<T> mixed_[2], by_a2_, by_a1_, by_h_, ends_;
   std::tuple<const T*, const T*, const T*> h_;
-  T *by_g_, *tiles_[4], *square_, *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *buffer_, *queries_, *pixels_, *attention_;
-  T *by_compared_, *by_pasted_, *products_;
+  T *by_g_, *tiles_[4], *square_, *flat_, *upstream_, *zeros_, *sum_, *left_, *right_, *result_, *buffer_;
+  T *queries_, *attention_, *by_compared_, *by_pasted_, *products_;
+  Word *pixels_, *upstream_words_, *buffer_words_, *operand_;
   int64_t begin_ = 0, end_ = 0;
 };
 
@@ -1352,13 +1449,15 @@ Image<S> write(const Tensor& tensor, int64_t sample) {
 }
 
 // Positions of the best keys, minus those of the queries, of the rows [begin, end) of queries.
-template <class S, class T>
-void locate(const Settings& set, const Keys<T>& keys, const Image<const S>& foreground, int32_t* down, int32_t* right,
+template <class P, class S>
+void locate(const Settings& set, const Keys<P>& keys, const Image<const S>& foreground, int32_t* down, int32_t* right,
             int64_t begin, int64_t end) {
   const AttentionSizes& n = set.sizes;
-  Arena<T> arena;
-  Scores<S> scores(set, keys, foreground, arena, 4, 1);
+  Arena<typename P::Sum> arena;
+  Arena<typename P::Word> words;
+  Scores<S, P> scores(set, keys, foreground, arena, words, 4, 1);
   arena.allocate();
+  words.allocate();
   scores.begin();
   std::vector<int64_t> found(n.columns);
   for (int64_t y = begin; y < end; ++y) {
@@ -1404,10 +1503,12 @@ Tensor contextual_attention(const Tensor& foreground, const Tensor& background, 
 
   for_dtype(foreground.scalar_type(), "contextual_attention", [&](auto zero) {
     using S = decltype(zero);
-    for_samples(n, [&](int64_t sample, int64_t parts) {
-      const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
-      in_parts(n.rows, parts, [&](int64_t, int64_t begin, int64_t end) {
-        attend<S>(set, keys, read<S>(foreground, sample), write<S>(out, sample), begin, end);
+    by_products<S>([&](auto products) {
+      for_samples(n, [&](int64_t sample, int64_t parts) {
+        const Keys<decltype(products)> keys(set, read<S>(background, sample), mask(occluded, sample), true);
+        in_parts(n.rows, parts, [&](int64_t, int64_t begin, int64_t end) {
+          attend(set, keys, read<S>(foreground, sample), write<S>(out, sample), begin, end);
+        });
       });
     });
   });
@@ -1430,14 +1531,18 @@ std::tuple<Tensor, Tensor> contextual_attention_backward(const Tensor& gradient,
 
   for_dtype(foreground.scalar_type(), "contextual_attention_backward", [&](auto zero) {
     using S = decltype(zero);
-    for_samples(n, [&](int64_t sample, int64_t count) {
-      const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
-      std::vector<std::unique_ptr<Gradients<S>>> parts(count);
-      in_parts(n.rows, count, [&](int64_t part, int64_t begin, int64_t end) {
-        parts[part] = std::make_unique<Gradients<S>>(set, keys, read<S>(foreground, sample), read<S>(gradient, sample));
-        parts[part]->run(begin, end, write<S>(by_foreground, sample));
+    by_products<S>([&](auto products) {
+      using P = decltype(products);
+      using Part = Gradients<S, P>;
+      for_samples(n, [&](int64_t sample, int64_t count) {
+        const Keys<P> keys(set, read<S>(background, sample), mask(occluded, sample), false);
+        std::vector<std::unique_ptr<Part>> parts(count);
+        in_parts(n.rows, count, [&](int64_t part, int64_t begin, int64_t end) {
+          parts[part] = std::make_unique<Part>(set, keys, read<S>(foreground, sample), read<S>(gradient, sample));
+          parts[part]->run(begin, end, write<S>(by_foreground, sample));
+        });
+        Part::finish(parts, write<S>(by_background, sample));
       });
-      Gradients<S>::finish(parts, write<S>(by_background, sample));
     });
   });
   return {by_foreground, by_background};
@@ -1455,10 +1560,11 @@ Tensor contextual_attention_offsets(const Tensor& foreground, const Tensor& back
   for_dtype(foreground.scalar_type(), "contextual_attention_offsets", [&](auto zero) {
     using S = decltype(zero);
     for_samples(n, [&](int64_t sample, int64_t parts) {
-      const Keys<typename Compute<S>::type> keys(set, read<S>(background, sample), mask(occluded, sample));
+      using P = Single<typename Compute<S>::type>;
+      const Keys<P> keys(set, read<S>(background, sample), mask(occluded, sample), false);
       int32_t* down = static_cast<int32_t*>(out.mutable_data_ptr()) + sample * 2 * n.keys;
       in_parts(n.rows, parts, [&](int64_t, int64_t begin, int64_t end) {
-        locate<S>(set, keys, read<S>(foreground, sample), down, down + n.keys, begin, end);
+        locate(set, keys, read<S>(foreground, sample), down, down + n.keys, begin, end);
       });
     });
   });

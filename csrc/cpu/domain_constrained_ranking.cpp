@@ -1,6 +1,7 @@
 // Centres are looked at tile by tile. The product of a tile with the images of its domain bounds every distance from
 // both sides, and only those that may be the least are computed, from differences in double precision: near duplicates,
-// for which the product has no correct digit left, are told apart, and neither tiles nor threads change a result.
+// for which the product has no correct digit left, are told apart, and neither tiles nor threads change a result. Nor
+// does multiplying bfloat16 in words of two dimensions, where the processor can.
 #include "../domain_constrained_ranking.h"
 
 #include <torch/csrc/stable/library.h>
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -18,13 +20,15 @@
 #include <utility>
 #include <vector>
 
-#include "gemm.h"
+#include "dots.h"
 
 namespace deocc {
 namespace {
 
+using torch::headeronly::BFloat16;
+
 constexpr int64_t kTile = 64;               // centres
-constexpr int64_t kDepth = 256;             // dimensions in one matrix product: its right side stays in the cache
+constexpr int64_t kDepth = 256;             // words in one matrix product: its right side stays in the cache
 constexpr int64_t kAlign = 16;              // images of a domain are padded to a multiple of this
 constexpr int64_t kPerThread = 1 << 22;     // multiply-adds below which a second thread costs more than it saves
 
@@ -46,57 +50,80 @@ Buffer<T> allocate(int64_t count) {
 
 // ---- Distances ----
 
+// Calls body(sum, words...) for the words of some rows, vector by vector; adds up four sums, and their lanes. What is
+// missing in the last vectors is 0.
+template <class V, class W, class Body, class... Row>
+DEOCC_INLINE typename V::Element sum_over(int64_t words, const Body& body, const Row*... row) {
+  typename V::type sum[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * W::lanes <= words; k += 4 * W::lanes) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) body(sum[u], W::load(row + k + u * W::lanes)...);
+  }
+  for (; k < words; k += W::lanes) {
+    const auto load = [&](const auto* from) DEOCC_BODY {
+      typename W::Element rest[W::lanes] = {};
+      std::copy(from + k, from + std::min(k + W::lanes, words), rest);
+      return W::load(rest);
+    };
+    body(sum[0], load(row)...);
+  }
+  const typename V::type all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  typename V::Element total = 0;
+  for (int lane = 0; lane < V::lanes; ++lane) total += all[lane];
+  return total;
+}
+
+// The elements of a vector of words as vectors V, those that come first in each word and those that come second.
+template <class P, class V, class Words>
+DEOCC_INLINE void split(const Words& words, typename V::type (&to)[P::size]) {
+  if constexpr (P::size == 1) {
+    to[0] = words;
+  } else {
+    to[0] = (typename V::type)(words << 16);
+    to[1] = (typename V::type)(words & 0xffff0000);
+  }
+}
+
 // Square of the distance between two rows. A difference in T is as good as one in double: where the two are close, and
 // digits would be missing, it is exact.
-template <class T>
-double square_distance(const T* one, const T* other, int64_t dim) {
+template <class P>
+double square_distance(const typename P::Word* one, const typename P::Word* other, int64_t words) {
   double result = 0;
   by_width<double>([&](auto vector) DEOCC_BODY {
     using V = decltype(vector);
-    using N = Vector<T, V::lanes * sizeof(T)>;
-    using Vec = typename V::type;
-    Vec sum[4] = {};
-    int64_t k = 0;
-    for (; k + 4 * V::lanes <= dim; k += 4 * V::lanes) {
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        const Vec difference =
-            __builtin_convertvector(N::load(one + k + u * V::lanes) - N::load(other + k + u * V::lanes), Vec);
-        sum[u] += difference * difference;
+    using W = Vector<typename P::Word, V::lanes * sizeof(typename P::Word)>;
+    using N = Vector<typename P::Sum, sizeof(typename W::type)>;
+    using Words = typename W::type;
+    const auto add = [](typename V::type& sum, const Words& a, const Words& b) DEOCC_BODY {
+      typename N::type x[P::size], y[P::size];
+      split<P, N>(a, x);
+      split<P, N>(b, y);
+#pragma GCC unroll 2
+      for (int e = 0; e < P::size; ++e) {
+        const auto difference = __builtin_convertvector(x[e] - y[e], typename V::type);
+        sum += difference * difference;
       }
-    }
-    const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    double total = 0;
-    for (int lane = 0; lane < V::lanes; ++lane) total += all[lane];
-    for (; k < dim; ++k) {
-      const double difference = one[k] - other[k];
-      total += difference * difference;
-    }
-    result = total;
+    };
+    result = sum_over<V, W>(words, add, one, other);
   });
   return result;
 }
 
-template <class T>
-T square_length(const T* row, int64_t dim) {
+template <class P>
+typename P::Sum square_length(const typename P::Word* row, int64_t words) {
+  using T = typename P::Sum;
   T result = 0;
   by_width<T>([&](auto vector) DEOCC_BODY {
     using V = decltype(vector);
-    using Vec = typename V::type;
-    Vec sum[4] = {};
-    int64_t k = 0;
-    for (; k + 4 * V::lanes <= dim; k += 4 * V::lanes) {
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        const Vec value = V::load(row + k + u * V::lanes);
-        sum[u] += value * value;
-      }
-    }
-    const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    T total = 0;
-    for (int lane = 0; lane < V::lanes; ++lane) total += all[lane];
-    for (; k < dim; ++k) total += row[k] * row[k];
-    result = total;
+    using W = Vector<typename P::Word, sizeof(typename V::type)>;
+    const auto add = [](typename V::type& sum, const typename W::type& a) DEOCC_BODY {
+      typename V::type x[P::size];
+      split<P, V>(a, x);
+#pragma GCC unroll 2
+      for (int e = 0; e < P::size; ++e) sum += x[e] * x[e];
+    };
+    result = sum_over<V, W>(words, add, row);
   });
   return result;
 }
@@ -124,14 +151,14 @@ DEOCC_INLINE void transpose(typename V::type (&block)[V::lanes]) {
 }
 
 // How far |a|^2 + |b|^2 - 2 a.b, computed in T, lies from the square of the distance, at most:
-// factor * (|a|^2 + |b|^2) + rest. The lengths and the product are sums of `dim` rounded terms each.
+// factor * (|a|^2 + |b|^2) + rest. The lengths and the product are sums of `dim` rounded terms each, and `least` is the
+// least number that is not taken for 0.
 template <class T>
 struct Rounding {
   T factor, rest;
 
-  explicit Rounding(int64_t dim)
-      : factor(T(2 * dim + 32) * std::numeric_limits<T>::epsilon() / 2),
-        rest(T(8 * dim) * std::numeric_limits<T>::denorm_min()) {}
+  Rounding(int64_t dim, T least)
+      : factor(T(2 * dim + 32) * std::numeric_limits<T>::epsilon() / 2), rest(T(8 * dim) * least) {}
   T below(T square) const { return square - square * factor - rest; }
   T above(T square) const { return square + square * factor + rest; }
 };
@@ -155,45 +182,66 @@ using Farthest = Extreme<true>;
 
 // ---- Inputs ----
 
-// Rows of a tensor of any dtype and strides, as contiguous rows of T.
-template <class T>
+// Rows of a tensor of any strides as contiguous rows of words; of any dtype, if a word is one element.
+template <class P>
 class Rows {
  public:
+  using T = typename P::Sum;
+  using Word = typename P::Word;
+
   Rows(const Tensor& tensor, int64_t length)
-      : data_(tensor.const_data_ptr()), step_(tensor.stride(tensor.dim() - 1)), length_(length) {
-    for_dtype(tensor.scalar_type(), "domain_constrained_ranking", [&](auto zero) {
-      using S = decltype(zero);
-      direct_ = std::is_same_v<S, T> && (step_ == 1 || length == 1);
-      convert_ = [](const void* data, int64_t offset, int64_t step, int64_t count, T* to) {
-        const S* __restrict from = static_cast<const S*>(data) + offset;
+      : data_(static_cast<const char*>(tensor.const_data_ptr())),
+        step_(tensor.stride(tensor.dim() - 1)),
+        length_(length) {
+    if constexpr (P::size == 1) {
+      for_dtype(tensor.scalar_type(), "domain_constrained_ranking", [&](auto zero) {
+        using S = decltype(zero);
+        in_place_ = std::is_same_v<S, T> && (step_ == 1 || length == 1);
+        copy_ = [](const void* data, int64_t offset, int64_t step, int64_t count, Word* to) {
+          const S* __restrict from = static_cast<const S*>(data) + offset;
+          if (step == 1) {
+            T* __restrict out = to;
+            by_width<T>([&](auto) DEOCC_BODY {
+              for (int64_t k = 0; k < count; ++k) out[k] = static_cast<T>(from[k]);
+            });
+          } else {
+            for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k * step]);
+          }
+        };
+      });
+    } else {
+      in_place_ = step_ == 1 && length % 2 == 0 && reinterpret_cast<uintptr_t>(data_) % sizeof(Word) == 0;
+      for (int axis = 0; axis + 1 < tensor.dim(); ++axis) in_place_ = in_place_ && tensor.stride(axis) % 2 == 0;
+      copy_ = [](const void* data, int64_t offset, int64_t step, int64_t count, Word* to) {
+        const BFloat16* from = static_cast<const BFloat16*>(data) + offset;
+        to[P::words(count) - 1] = 0;
         if (step == 1) {
-          T* __restrict out = to;
-          by_width<T>([&](auto) DEOCC_BODY {
-            for (int64_t k = 0; k < count; ++k) out[k] = static_cast<T>(from[k]);
-          });
+          std::memcpy(to, from, count * sizeof(BFloat16));
         } else {
-          for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k * step]);
+          for (int64_t k = 0; k < count; ++k) to[k / 2] = k % 2 ? to[k / 2] | from[k * step].x << 16 : from[k * step].x;
         }
       };
-    });
+    }
   }
 
   // Whether rows lie in the tensor as they are wanted.
-  bool direct() const { return direct_; }
-  const T* at(int64_t offset) const { return static_cast<const T*>(data_) + offset; }
-  void copy(int64_t offset, T* to) const { convert_(data_, offset, step_, length_, to); }
+  bool in_place() const { return in_place_; }
+  const Word* at(int64_t offset) const {
+    return reinterpret_cast<const Word*>(data_ + offset * static_cast<int64_t>(sizeof(Word)) / P::size);
+  }
+  void copy(int64_t offset, Word* to) const { copy_(data_, offset, step_, length_, to); }
 
-  const T* read(int64_t offset, T* scratch) const {
-    if (direct_) return at(offset);
+  const Word* read(int64_t offset, Word* scratch) const {
+    if (in_place_) return at(offset);
     copy(offset, scratch);
     return scratch;
   }
 
  private:
-  const void* data_;
+  const char* data_;
   int64_t step_, length_;
-  bool direct_ = false;
-  void (*convert_)(const void*, int64_t, int64_t, int64_t, T*) = nullptr;
+  bool in_place_ = false;
+  void (*copy_)(const void*, int64_t, int64_t, int64_t, Word*) = nullptr;
 };
 
 // The images of one identity in one domain.
@@ -205,27 +253,31 @@ struct Group {
 };
 
 // The images of one domain.
-template <class T>
+template <class P>
 struct Side {
+  using T = typename P::Sum;
+
   std::vector<int64_t> images;
   std::vector<Group> groups;      // by their first images
   std::vector<int64_t> by_label;  // the groups, by identity
   int64_t columns = 0;            // images, padded
-  Buffer<T> panels;               // (D, columns)
+  Buffer<typename P::Word> panels;  // (D, columns), words of dimensions
   Buffer<T> below, above;         // the images' squared lengths, for lower and upper bounds
 };
 
-template <class S>
+template <class P>
 class Ranking {
  public:
-  using T = typename Compute<S>::type;
+  using T = typename P::Sum;
+  using Word = typename P::Word;
 
   Ranking(const RankingSizes& sizes, const Tensor& features, const Tensor& labels, const Tensor& domains,
           const Tensor& centers, const Tensor& known, bool everywhere)
       : n_(sizes),
+        words_(P::words(sizes.dim)),
         everywhere_(everywhere),
         known_(static_cast<const bool*>(known.const_data_ptr())),
-        rounding_(sizes.dim),
+        rounding_(sizes.dim, P::size == 1 ? std::numeric_limits<T>::denorm_min() : std::numeric_limits<T>::min()),
         centers_(centers, sizes.dim),
         domain_step_(centers.stride(0)),
         identity_step_(centers.stride(1)),
@@ -239,15 +291,15 @@ class Ranking {
       STD_TORCH_CHECK(labels_[i] >= 0 && labels_[i] < n_.identities,
                       "domain_constrained_ranking: labels must be from 0 to ", n_.identities - 1, ", got ", labels_[i]);
     }
-    const Rows<T> rows(features, n_.dim);
-    if (rows.direct()) {
+    const Rows<P> rows(features, n_.dim);
+    if (rows.in_place()) {
       features_ = rows.at(0);
-      feature_step_ = features.stride(0);
+      feature_step_ = features.stride(0) / P::size;
     } else {
-      copied_ = allocate<T>(n_.images * n_.dim);
-      for (int64_t i = 0; i < n_.images; ++i) rows.copy(i * features.stride(0), copied_.get() + i * n_.dim);
+      copied_ = allocate<Word>(n_.images * words_);
+      for (int64_t i = 0; i < n_.images; ++i) rows.copy(i * features.stride(0), copied_.get() + i * words_);
       features_ = copied_.get();
-      feature_step_ = n_.dim;
+      feature_step_ = words_;
     }
     divide();
     for (const bool masked : {false, true}) pack(sides_[masked]);
@@ -270,7 +322,7 @@ class Ranking {
     double factor;
   };
 
-  const T* feature(int64_t image) const { return features_ + image * feature_step_; }
+  const Word* feature(int64_t image) const { return features_ + image * feature_step_; }
   bool is_known(bool masked, int64_t identity) const { return known_[masked * n_.identities + identity]; }
   int64_t offset(bool masked, int64_t identity) const { return masked * domain_step_ + identity * identity_step_; }
 
@@ -285,7 +337,7 @@ class Ranking {
       sides_[domains_[i]].images.push_back(i);
     }
     for (const bool masked : {false, true}) {
-      Side<T>& side = sides_[masked];
+      Side<P>& side = sides_[masked];
       for (const int64_t i : order) {
         if (domains_[i] != masked) continue;
         if (side.groups.empty() || side.groups.back().label != labels_[i]) {
@@ -305,22 +357,22 @@ class Ranking {
     }
   }
 
-  void pack(Side<T>& side) const {
+  void pack(Side<P>& side) const {
     const int64_t count = side.images.size();
     side.columns = padded(count);
     if (!count) return;
-    side.panels = allocate<T>((side.columns + kPanel - 1) / kPanel * kPanel * n_.dim);
+    side.panels = allocate<Word>((side.columns + kPanel - 1) / kPanel * kPanel * words_);
     side.below = allocate<T>(side.columns);
     side.above = allocate<T>(side.columns);
-    by_width<T>([&](auto vector) DEOCC_BODY {
+    by_width<Word>([&](auto vector) DEOCC_BODY {
       using V = decltype(vector);
-      const T* from[V::lanes];
+      const Word* from[V::lanes];
       for (int64_t first = 0; first < side.columns; first += V::lanes) {
-        T* to = side.panels.get() + first / kPanel * kPanel * n_.dim + first % kPanel;
+        Word* to = side.panels.get() + first / kPanel * kPanel * words_ + first % kPanel;
         // The last image stands in where there is none; nobody looks at those columns.
         for (int64_t c = 0; c < V::lanes; ++c) from[c] = feature(side.images[std::min(first + c, count - 1)]);
         int64_t k = 0;
-        for (; k + V::lanes <= n_.dim; k += V::lanes) {
+        for (; k + V::lanes <= words_; k += V::lanes) {
           typename V::type block[V::lanes];
 #pragma GCC unroll 16
           for (int c = 0; c < V::lanes; ++c) block[c] = V::load(from[c] + k);
@@ -328,20 +380,20 @@ class Ranking {
 #pragma GCC unroll 16
           for (int c = 0; c < V::lanes; ++c) V::store(to + (k + c) * kPanel, block[c]);
         }
-        for (; k < n_.dim; ++k) {
+        for (; k < words_; ++k) {
           for (int64_t c = 0; c < V::lanes; ++c) to[k * kPanel + c] = from[c][k];
         }
       }
     });
     for (int64_t c = 0; c < side.columns; ++c) {
-      const T square = c < count ? square_length(feature(side.images[c]), n_.dim) : T(0);
+      const T square = c < count ? square_length<P>(feature(side.images[c]), words_) : T(0);
       side.below[c] = rounding_.below(square);
       side.above[c] = rounding_.above(square);
     }
   }
 
   // Where the side's centres are counted: identities, or groups.
-  int64_t places(const Side<T>& side) const {
+  int64_t places(const Side<P>& side) const {
     if (side.images.empty()) return 0;
     return everywhere_ ? n_.identities : static_cast<int64_t>(side.groups.size());
   }
@@ -362,11 +414,11 @@ class Ranking {
 
   // Centres of a side, from one place to another.
   void search(bool masked, int64_t place, int64_t end) {
-    Side<T>& side = sides_[masked];
+    Side<P>& side = sides_[masked];
     end = std::min(end, places(side));
     const int64_t columns = side.columns, count = side.images.size();
-    const Buffer<T> copies = allocate<T>(kTile * n_.dim), scores = allocate<T>(kTile * columns),
-                    limits = allocate<T>(columns);
+    const Buffer<Word> copies = allocate<Word>(kTile * words_);
+    const Buffer<T> scores = allocate<T>(kTile * columns), limits = allocate<T>(columns);
     std::fill_n(limits.get(), count, std::numeric_limits<T>::infinity());
     std::fill_n(limits.get() + count, columns - count, -std::numeric_limits<T>::infinity());
     std::vector<Nearest> nearest(count);
@@ -392,24 +444,24 @@ class Ranking {
     }
   }
 
-  void search_tile(Side<T>& side, const std::vector<Entry>& tile, bool masked, T* copies, T* scores, T* limits,
+  void search_tile(Side<P>& side, const std::vector<Entry>& tile, bool masked, Word* copies, T* scores, T* limits,
                    std::vector<Nearest>& nearest, int64_t* found) {
     const int64_t rows = tile.size(), columns = side.columns;
     if (!rows) return;
-    bool in_place = centers_.direct();
+    bool in_place = centers_.in_place();
     for (int64_t r = 1; r < rows; ++r) in_place = in_place && tile[r].identity == tile[r - 1].identity + 1;
-    const T* centers = in_place ? centers_.at(offset(masked, tile[0].identity)) : copies;
-    const int64_t step = in_place ? identity_step_ : n_.dim;
+    const Word* centers = in_place ? centers_.at(offset(masked, tile[0].identity)) : copies;
+    const int64_t step = in_place ? identity_step_ / P::size : words_;
     T below[kTile], above[kTile];
     for (int64_t r = 0; r < rows; ++r) {
-      if (!in_place) centers_.copy(offset(masked, tile[r].identity), copies + r * n_.dim);
-      const T square = square_length(centers + r * step, n_.dim);
+      if (!in_place) centers_.copy(offset(masked, tile[r].identity), copies + r * words_);
+      const T square = square_length<P>(centers + r * step, words_);
       below[r] = rounding_.below(square);
       above[r] = rounding_.above(square);
     }
-    for (int64_t k = 0; k < n_.dim; k += kDepth) {
-      multiply<T>({centers + k, step, 1}, {side.panels.get() + k * kPanel, kPanel, n_.dim * kPanel},
-                  row_major(scores, columns), rows, columns, std::min(kDepth, n_.dim - k), k > 0);
+    for (int64_t k = 0; k < words_; k += kDepth) {
+      P::multiply({centers + k, step, 1}, {side.panels.get() + k * kPanel, kPanel, words_ * kPanel},
+                  row_major(scores, columns), rows, columns, std::min(kDepth, words_ - k), k > 0);
     }
     for (int64_t r = 0; r < rows; ++r) {
       if (tile[r].group < 0) continue;
@@ -417,14 +469,14 @@ class Ranking {
       T* score = scores + r * columns;
       for (const int64_t c : group.columns) {
         score[c] = -std::numeric_limits<T>::infinity();
-        own_[side.images[c]] = square_distance(centers + r * step, feature(side.images[c]), n_.dim);
+        own_[side.images[c]] = square_distance<P>(centers + r * step, feature(side.images[c]), words_);
       }
       const T limit = least_of_row(score, side.above.get(), above[r], side.images.size());
       const int64_t contenders = contend<true>(score, side, below[r], &limit, found);
       for (int64_t f = 0; f < contenders; ++f) {
         const int64_t c = found[f];
         if (group_[side.images[c]] == tile[r].group) continue;
-        group.image.offer(square_distance(centers + r * step, feature(side.images[c]), n_.dim), c);
+        group.image.offer(square_distance<P>(centers + r * step, feature(side.images[c]), words_), c);
       }
     }
     least_of_columns(scores, side.above.get(), above, limits, rows, columns);
@@ -433,7 +485,7 @@ class Ranking {
       for (int64_t f = 0; f < contenders; ++f) {
         const int64_t c = found[f];
         if (group_[side.images[c]] == tile[r].group || std::isnan(nearest[c].square)) continue;
-        nearest[c].offer(square_distance(centers + r * step, feature(side.images[c]), n_.dim), tile[r].place);
+        nearest[c].offer(square_distance<P>(centers + r * step, feature(side.images[c]), words_), tile[r].place);
       }
     }
   }
@@ -479,7 +531,7 @@ class Ranking {
 
   // The images whose lower bounds are not above the limit, one for all or one for each, and those with NaN.
   template <bool one>
-  static int64_t contend(const T* score, const Side<T>& side, T center, const T* limits, int64_t* found) {
+  static int64_t contend(const T* score, const Side<P>& side, T center, const T* limits, int64_t* found) {
     const T* below = side.below.get();
     const int64_t images = side.images.size();
     int64_t count = 0;
@@ -515,7 +567,7 @@ class Ranking {
     for (const int64_t a : full.columns) {
       for (const int64_t b : sides_[1].groups[*found].columns) {
         const int64_t i = sides_[0].images[a], j = sides_[1].images[b];
-        const double square = square_distance(feature(i), feature(j), n_.dim);
+        const double square = square_distance<P>(feature(i), feature(j), words_);
         image_[i].offer(square, j);
         image_[j].offer(square, i);
       }
@@ -528,7 +580,7 @@ class Ranking {
       if (distance != 0) terms_.push_back({image, other, center, weight / distance});
     };
     for (int64_t i = 0; i < n_.images; ++i) {
-      const Side<T>& side = sides_[domains_[i]];
+      const Side<P>& side = sides_[domains_[i]];
       const Group& group = side.groups[group_[i]];
       const double weight = 1.0 / static_cast<double>(n_.images);
       if (group.known && group.image.index >= 0) {
@@ -564,16 +616,17 @@ class Ranking {
     for (const Term& term : terms_) terms[next[term.image]++] = &term;
     const int64_t grain = std::max<int64_t>(kPerThread / (16 * n_.dim), 1);
     torch::stable::parallel_for(0, n_.images, grain, [&](int64_t begin, int64_t end) {
-      std::vector<T> copies;
-      std::vector<std::pair<const T*, T>> parts;
+      std::vector<Word> copies;
+      std::vector<std::pair<const Word*, T>> parts;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t count = first[i + 1] - first[i];
-        if (!centers_.direct()) copies.resize(std::max<size_t>(copies.size(), count * n_.dim));
+        if (!centers_.in_place()) copies.resize(std::max<size_t>(copies.size(), count * words_));
         parts.clear();
         for (int64_t t = 0; t < count; ++t) {
           const Term& term = *terms[first[i] + t];
-          const T* other = term.center ? centers_.read(offset(domains_[i], term.other), copies.data() + t * n_.dim)
-                                       : feature(term.other);
+          const Word* other = term.center
+                                  ? centers_.read(offset(domains_[i], term.other), copies.data() + t * words_)
+                                  : feature(term.other);
           parts.push_back({other, static_cast<T>(term.factor)});
         }
         add_differences(feature(i), parts, by_features + i * n_.dim);
@@ -582,42 +635,67 @@ class Ranking {
   }
 
   // to = sum of factor * (one - other)
-  void add_differences(const T* one, const std::vector<std::pair<const T*, T>>& others, T* to) const {
+  void add_differences(const Word* one, const std::vector<std::pair<const Word*, T>>& others, T* to) const {
     by_width<T>([&](auto vector) DEOCC_BODY {
       using V = decltype(vector);
-      constexpr int together = 4;
+      constexpr int together = 4 / P::size;
       int64_t k = 0;
-      for (; k + together * V::lanes <= n_.dim; k += together * V::lanes) {
-        typename V::type from[together], sum[together] = {};
-#pragma GCC unroll 4
-        for (int v = 0; v < together; ++v) from[v] = V::load(one + k + v * V::lanes);
-        for (const auto& [other, factor] : others) {
-#pragma GCC unroll 4
-          for (int v = 0; v < together; ++v) sum[v] += (from[v] - V::load(other + k + v * V::lanes)) * factor;
-        }
-#pragma GCC unroll 4
-        for (int v = 0; v < together; ++v) V::store(to + k + v * V::lanes, sum[v]);
+      for (; (k + together * V::lanes) * P::size <= n_.dim; k += together * V::lanes) {
+        add_differences<V, together>(one + k, others, k, to + k * P::size);
       }
-      for (; k < n_.dim; ++k) {
-        T sum = 0;
-        for (const auto& [other, factor] : others) sum += (one[k] - other[k]) * factor;
-        to[k] = sum;
+      for (; k < words_; ++k) {
+        T word[P::size];
+        add_differences<Vector<T, sizeof(T)>, 1>(one + k, others, k, word);
+        std::copy_n(word, std::min(P::size, n_.dim - k * P::size), to + k * P::size);
       }
     });
   }
 
+  // The same of some vectors of words, from word k on.
+  template <class V, int together>
+  static DEOCC_INLINE void add_differences(const Word* one, const std::vector<std::pair<const Word*, T>>& others,
+                                           int64_t k, T* to) {
+    using Vec = typename V::type;
+    using W = Vector<Word, sizeof(Vec)>;
+    Vec from[together][P::size], sum[together][P::size] = {};
+#pragma GCC unroll 4
+    for (int v = 0; v < together; ++v) split<P, V>(W::load(one + v * V::lanes), from[v]);
+    for (const auto& [other, factor] : others) {
+#pragma GCC unroll 4
+      for (int v = 0; v < together; ++v) {
+        Vec there[P::size];
+        split<P, V>(W::load(other + k + v * V::lanes), there);
+#pragma GCC unroll 2
+        for (int e = 0; e < P::size; ++e) sum[v][e] += (from[v][e] - there[e]) * factor;
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < together; ++v) {
+      if constexpr (P::size == 1) {
+        V::store(to + v * V::lanes, sum[v][0]);
+      } else {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < V::lanes; ++lane) {
+          to[2 * (v * V::lanes + lane)] = sum[v][0][lane];
+          to[2 * (v * V::lanes + lane) + 1] = sum[v][1][lane];
+        }
+      }
+    }
+  }
+
   const RankingSizes n_;
+  const int64_t words_;  // of a feature
   const bool everywhere_;
   const bool* known_;
   const Rounding<T> rounding_;
-  const Rows<T> centers_;
+  const Rows<P> centers_;
   const int64_t domain_step_, identity_step_;
   const int64_t* labels_;
   const bool* domains_;
-  const T* features_ = nullptr;
+  const Word* features_ = nullptr;
   int64_t feature_step_ = 0;
-  Buffer<T> copied_;
-  Side<T> sides_[2];
+  Buffer<Word> copied_;
+  Side<P> sides_[2];
   std::vector<double> own_;       // squared distance of each image to its own centre
   std::vector<Nearest> center_;   // of other identities in its domain: a place
   std::vector<Farthest> image_;   // of its identity in the other domain
@@ -641,10 +719,17 @@ std::tuple<Tensor, Tensor> domain_constrained_ranking(const Tensor& features, co
     using S = decltype(zero);
     using T = typename Compute<S>::type;
     double value = 0;
-    if (sizes.images) {
-      Ranking<S> ranking(sizes, features, labels, domains, centers, known, everywhere);
+    const auto rank = [&](auto products) {
+      Ranking<decltype(products)> ranking(sizes, features, labels, domains, centers, known, everywhere);
       value = ranking.run(margin_single, margin_cross, cross,
                           derivative ? static_cast<T*>(by_features.mutable_data_ptr()) : nullptr);
+    };
+    if (sizes.images) {
+      if (centers.scalar_type() == features.scalar_type()) {
+        by_products<S>(rank);
+      } else {
+        rank(Single<T>());
+      }
     }
     *static_cast<S*>(loss.mutable_data_ptr()) = static_cast<S>(static_cast<T>(value));
   });
@@ -655,19 +740,21 @@ Tensor domain_constrained_ranking_backward(const Tensor& gradient, const Tensor&
   STD_TORCH_CHECK(gradient.numel() == 1,
                   "domain_constrained_ranking_backward: gradient must have one element, got ", gradient.numel());
   const Tensor by_features = torch::stable::contiguous(by_features_);
-  const Tensor out = empty(by_features, by_features.sizes());
-  double factor = 0;
+  const Tensor out = empty(gradient, by_features.sizes());
   for_dtype(gradient.scalar_type(), "domain_constrained_ranking_backward", [&](auto zero) {
     using S = decltype(zero);
-    factor = static_cast<double>(*static_cast<const S*>(gradient.const_data_ptr()));
-  });
-  for_dtype(by_features.scalar_type(), "domain_constrained_ranking_backward", [&](auto zero) {
-    using S = decltype(zero);
     using T = typename Compute<S>::type;
-    const S* from = static_cast<const S*>(by_features.const_data_ptr());
-    S* to = static_cast<S*>(out.mutable_data_ptr());
-    const T by = static_cast<T>(factor);
-    for (int64_t k = 0, count = out.numel(); k < count; ++k) to[k] = static_cast<S>(static_cast<T>(from[k]) * by);
+    STD_TORCH_CHECK(by_features.scalar_type() == (sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float),
+                    "domain_constrained_ranking_backward: by_features must have the dtype that ",
+                    torch::headeronly::toString(gradient.scalar_type()), " is computed in, got ",
+                    torch::headeronly::toString(by_features.scalar_type()));
+    const T factor = static_cast<T>(*static_cast<const S*>(gradient.const_data_ptr()));
+    const T* __restrict from = static_cast<const T*>(by_features.const_data_ptr());
+    S* __restrict to = static_cast<S*>(out.mutable_data_ptr());
+    const int64_t count = out.numel();
+    by_width<T>([&](auto) DEOCC_BODY {
+      for (int64_t k = 0; k < count; ++k) to[k] = static_cast<S>(from[k] * factor);
+    });
   });
   return out;
 }

@@ -6,13 +6,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "convert.h"
 #include "exponential.h"
-#include "simd.h"
 
 namespace deocc {
 namespace {
@@ -53,22 +54,6 @@ DEOCC_INLINE void expect(const T* from, int64_t count) {
   for (int64_t k = 0; k < count * static_cast<int64_t>(sizeof(T)); k += 64) __builtin_prefetch(at + k);
 }
 
-// Elements in the type that they are computed in: where they are, or converted into the buffer.
-template <class T, class F>
-DEOCC_INLINE const F* widened(const T* from, int64_t count, F* buffer) {
-  if constexpr (std::is_same_v<T, F>) {
-    return from;
-  } else {
-    for (int64_t k = 0; k < count; ++k) buffer[k] = static_cast<F>(from[k]);
-    return buffer;
-  }
-}
-
-template <class T, class F>
-DEOCC_INLINE void store(const F* from, int64_t count, T* to) {
-  for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k]);
-}
-
 template <class V>
 DEOCC_INLINE typename V::Element sum_of(const typename V::type& vector) {
   if constexpr (V::lanes == 1) {
@@ -82,11 +67,37 @@ DEOCC_INLINE typename V::Element sum_of(const typename V::type& vector) {
   }
 }
 
-// sums[o][k] += sum over r of factors[o][r] * rows[r][k]; factors[o] begin at factors + o * factor_step, their elements
-// are factor_row apart; sums[o] begin at sums + o * sum_step.
-template <class V, int outputs, int rows, class F>
-DEOCC_INLINE void accumulate(const F* const* row, const F* factors, int64_t factor_step, int64_t factor_row, F* sums,
-                             int64_t sum_step, int64_t count) {
+// Elements in the type that they are computed in: where they are, or converted into the buffer.
+template <class T, class F>
+const F* widened(const T* from, int64_t count, F* buffer) {
+  if constexpr (std::is_same_v<T, F>) {
+    return from;
+  } else {
+    by_width<F>([&](auto vector) DEOCC_BODY {
+      using V = decltype(vector);
+      int64_t k = 0;
+      for (; k + V::lanes <= count; k += V::lanes) V::store(buffer + k, load_as<V>(from + k));
+      for (; k < count; ++k) buffer[k] = static_cast<F>(from[k]);
+    });
+    return buffer;
+  }
+}
+
+template <class T, class F>
+void store(const F* from, int64_t count, T* to) {
+  by_width<F>([&](auto vector) DEOCC_BODY {
+    using V = decltype(vector);
+    int64_t k = 0;
+    for (; k + V::lanes <= count; k += V::lanes) store_as<V>(to + k, V::load(from + k));
+    for (; k < count; ++k) to[k] = static_cast<T>(from[k]);
+  });
+}
+
+// sums[o][k] += sum over r of factors[o][r] * rows[r][k]; rows begin at row + r * step, factors[o] at
+// factors + o * factor_step, their elements are factor_row apart; sums[o] begin at sums + o * sum_step.
+template <class V, int outputs, int rows, class T, class F>
+DEOCC_INLINE void accumulate(const T* row, int64_t step, const F* factors, int64_t factor_step, int64_t factor_row,
+                             F* sums, int64_t sum_step, int64_t count) {
   using Vec = typename V::type;
   F factor[outputs][rows];
   for (int o = 0; o < outputs; ++o) {
@@ -96,7 +107,7 @@ DEOCC_INLINE void accumulate(const F* const* row, const F* factors, int64_t fact
   for (; k + V::lanes <= count; k += V::lanes) {
     Vec value[rows];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) value[r] = V::load(row[r] + k);
+    for (int r = 0; r < rows; ++r) value[r] = load_as<V>(row + r * step + k);
 #pragma GCC unroll 4
     for (int o = 0; o < outputs; ++o) {
       Vec sum = V::load(sums + o * sum_step + k);
@@ -108,26 +119,26 @@ DEOCC_INLINE void accumulate(const F* const* row, const F* factors, int64_t fact
   for (; k < count; ++k) {
     for (int o = 0; o < outputs; ++o) {
       F sum = sums[o * sum_step + k];
-      for (int r = 0; r < rows; ++r) sum += factor[o][r] * row[r][k];
+      for (int r = 0; r < rows; ++r) sum += factor[o][r] * static_cast<F>(row[r * step + k]);
       sums[o * sum_step + k] = sum;
     }
   }
 }
 
-// sums[o][r] += sum over k of x[o][k] * rows[r][k].
-template <class V, int outputs, int rows, class F>
-DEOCC_INLINE void dots(const F* const* x, const F* const* row, int64_t count, F* sums, int64_t sum_step,
-                       int64_t sum_row) {
+// sums[o][r] += sum over k of x[o][k] * rows[r][k]; x[o] begin at x + o * x_step, rows as above.
+template <class V, int outputs, int rows, class X, class T, class F>
+DEOCC_INLINE void dots(const X* x, int64_t x_step, const T* row, int64_t step, int64_t count, F* sums,
+                       int64_t sum_step, int64_t sum_row) {
   using Vec = typename V::type;
   Vec sum[outputs][rows] = {};
   int64_t k = 0;
   for (; k + V::lanes <= count; k += V::lanes) {
     Vec value[rows];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) value[r] = V::load(row[r] + k);
+    for (int r = 0; r < rows; ++r) value[r] = load_as<V>(row + r * step + k);
 #pragma GCC unroll 4
     for (int o = 0; o < outputs; ++o) {
-      const Vec factor = V::load(x[o] + k);
+      const Vec factor = load_as<V>(x + o * x_step + k);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; ++r) sum[o][r] += factor * value[r];
     }
@@ -137,16 +148,18 @@ DEOCC_INLINE void dots(const F* const* x, const F* const* row, int64_t count, F*
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
       F total = sum_of<V>(sum[o][r]);
-      for (int64_t rest = k; rest < count; ++rest) total += x[o][rest] * row[r][rest];
+      for (int64_t rest = k; rest < count; ++rest) {
+        total += static_cast<F>(x[o * x_step + rest]) * static_cast<F>(row[r * step + rest]);
+      }
       sums[o * sum_step + r * sum_row] += total;
     }
   }
 }
 
-// to[r][k] = sum over t of factors[t][r] * x[t][k]; x[t] begin at x + t * x_step, factors as above.
-template <class V, int rows, class F>
+// rows[r][k] = sum over t of factors[t][r] * x[t][k]; x[t] begin at x + t * x_step, rows and factors as above.
+template <class V, int rows, class T, class F>
 DEOCC_INLINE void spread(const F* x, int64_t x_step, const F* factors, int64_t factor_step, int64_t factor_row,
-                         int64_t terms, F* const* to, int64_t count) {
+                         int64_t terms, T* row, int64_t step, int64_t count) {
   using Vec = typename V::type;
   int64_t k = 0;
   for (; k + V::lanes <= count; k += V::lanes) {
@@ -157,83 +170,107 @@ DEOCC_INLINE void spread(const F* x, int64_t x_step, const F* factors, int64_t f
       for (int r = 0; r < rows; ++r) sum[r] += factors[t * factor_step + r * factor_row] * value;
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) V::store(to[r] + k, sum[r]);
+    for (int r = 0; r < rows; ++r) store_as<V>(row + r * step + k, sum[r]);
   }
   for (; k < count; ++k) {
     for (int r = 0; r < rows; ++r) {
       F sum = 0;
       for (int64_t t = 0; t < terms; ++t) sum += factors[t * factor_step + r * factor_row] * x[t * x_step + k];
-      to[r][k] = sum;
+      row[r * step + k] = static_cast<T>(sum);
     }
   }
 }
 
-// Groups of four rows, then the rest one by one: body(first row, std::integral_constant<int, rows>()).
-template <class Body>
-DEOCC_INLINE void by_rows(int64_t begin, int64_t end, const Body& body) {
-  for (; begin + kRows <= end; begin += kRows) body(begin, std::integral_constant<int, kRows>());
-  for (; begin < end; ++begin) body(begin, std::integral_constant<int, 1>());
+// ---- The same on any number of rows and up to kOutputs outputs. These alone choose vectors: it is not compiled for each
+// of them what calls them. ----
+
+// Groups of rows, then the rest one by one: body(first row, std::integral_constant<int, rows>()).
+template <int group, class Body>
+DEOCC_INLINE void by_rows(int64_t rows, const Body& body) {
+  int64_t r = 0;
+  for (; r + group <= rows; r += group) body(r, std::integral_constant<int, group>());
+  for (; r < rows; ++r) body(r, std::integral_constant<int, 1>());
 }
 
-// Where the rows of features begin, and buffers to convert them into.
 template <class T, class F>
-struct Reader {
-  std::vector<F> buffer = std::vector<F>(std::is_same_v<T, F> ? 0 : kRows * kChunk);
-  const F* row[kRows];
+void add_rows(const T* from, int64_t step, int64_t rows, int64_t count, int64_t outputs_, const F* factors,
+              int64_t factor_step, int64_t factor_row, F* sums, int64_t sum_step) {
+  by_width<F>([&](auto vector) DEOCC_BODY {
+    with_count(outputs_, [&](auto outputs) DEOCC_BODY {
+      by_rows<kRows>(rows, [&](int64_t r, auto group) DEOCC_BODY {
+        const T* row = from + r * step;
+        if (step > count) {
+          for (int i = 0; i < group && r + group + i < rows; ++i) expect(row + (group + i) * step, count);
+        }
+        accumulate<decltype(vector), outputs.value, group.value>(row, step, factors + r * factor_row, factor_step,
+                                                                 factor_row, sums, sum_step, count);
+      });
+    });
+  });
+}
 
-  template <int rows>
-  DEOCC_INLINE void read(const T* from, int64_t step, int64_t count) {
-    for (int r = 0; r < rows; ++r) row[r] = widened(from + r * step, count, buffer.data() + r * kChunk);
-  }
-};
+template <class X, class T, class F>
+void multiply_rows(const X* x, int64_t x_step, const T* from, int64_t step, int64_t rows, int64_t count,
+                   int64_t outputs_, F* sums, int64_t sum_step, int64_t sum_row) {
+  by_width<F>([&](auto vector) DEOCC_BODY {
+    using V = decltype(vector);
+    constexpr int most = V::registers == 32 ? kRows : kRows / 2;
+    with_count(outputs_, [&](auto outputs) DEOCC_BODY {
+      by_rows<most>(rows, [&](int64_t r, auto group) DEOCC_BODY {
+        dots<V, outputs.value, group.value>(x, x_step, from + r * step, step, count, sums + r * sum_row, sum_step,
+                                            sum_row);
+      });
+    });
+  });
+}
+
+template <class T, class F>
+void write_rows(const F* x, int64_t x_step, const F* factors, int64_t factor_step, int64_t factor_row, int64_t terms,
+                T* to, int64_t step, int64_t rows, int64_t count) {
+  by_width<F>([&](auto vector) DEOCC_BODY {
+    by_rows<kRows>(rows, [&](int64_t r, auto group) DEOCC_BODY {
+      spread<decltype(vector), group.value>(x, x_step, factors + r * factor_row, factor_step, factor_row, terms,
+                                            to + r * step, step, count);
+    });
+  });
+}
+
+// ---- The products ----
 
 // out[n] = bias + folded features[n] for one sample. folded: (O, C).
 template <class T, class F>
 void project(const ProjectionSizes& n, const T* features, const F* folded, const F* bias, T* out) {
-  const int64_t width = n.channels_last() ? std::max<int64_t>(kChunk / n.channels, kRows) : kChunk;
+  const int64_t width = n.channels_last() ? std::clamp<int64_t>(4 * kChunk / n.channels, kRows, kChunk) : kChunk;
   const auto work = [&](int64_t begin, int64_t end) {
-    by_width<F>([&](auto vector) DEOCC_BODY {
-      using V = decltype(vector);
-      Reader<T, F> reader;
-      std::vector<F> sums(kOutputs * std::max(kChunk, width));
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * width, count = std::min(width, n.pixels - first);
-        for (int64_t o = 0; o < n.outputs; o += kOutputs) {
-          with_count(std::min<int64_t>(kOutputs, n.outputs - o), [&](auto outputs) DEOCC_BODY {
-            const F* factors = folded + o * n.channels;
-            if (n.channels_last()) {
-              const F* x[outputs.value];
-              for (int64_t p = 0; p < count; ++p) {
-                for (int i = 0; i < outputs; ++i) sums[p * outputs + i] = bias[o + i];
-              }
-              for (int64_t c = 0; c < n.channels; c += kChunk) {
-                const int64_t channels = std::min(kChunk, n.channels - c);
-                for (int i = 0; i < outputs; ++i) x[i] = factors + i * n.channels + c;
-                by_rows(0, count, [&](int64_t p, auto rows) DEOCC_BODY {
-                  reader.template read<rows.value>(features + (first + p) * n.channels + c, n.channels, channels);
-                  dots<V, outputs.value, rows.value>(x, reader.row, channels, sums.data() + p * outputs, 1, outputs);
-                });
-              }
-              for (int64_t p = 0; p < count; ++p) {
-                store(sums.data() + p * outputs, outputs, out + (first + p) * n.outputs + o);
-              }
-            } else {
-              for (int i = 0; i < outputs; ++i) std::fill_n(sums.data() + i * kChunk, count, bias[o + i]);
-              by_rows(0, n.channels, [&](int64_t c, auto rows) DEOCC_BODY {
-                const T* here = features + c * n.pixels + first;
-                for (int r = 0; r < rows && c + rows + r < n.channels; ++r) expect(here + (rows + r) * n.pixels, count);
-                reader.template read<rows.value>(here, n.pixels, count);
-                accumulate<V, outputs.value, rows.value>(reader.row, factors + c, n.channels, 1, sums.data(), kChunk,
-                                                         count);
-              });
-              for (int i = 0; i < outputs; ++i) {
-                store(sums.data() + i * kChunk, count, out + (o + i) * n.pixels + first);
-              }
+    std::vector<F> sums(kOutputs * kChunk);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task * width, count = std::min(width, n.pixels - first);
+      for (int64_t o = 0; o < n.outputs; o += kOutputs) {
+        const int64_t outputs = std::min<int64_t>(kOutputs, n.outputs - o);
+        const F* factors = folded + o * n.channels;
+        if (n.channels_last()) {
+          F* sum = sums.data();
+          for (int64_t p = 0; p < count; ++p) {
+            for (int64_t i = 0; i < outputs; ++i) *sum++ = bias[o + i];
+          }
+          for (int64_t c = 0; c < n.channels; c += kChunk) {
+            multiply_rows(factors + c, n.channels, features + first * n.channels + c, n.channels, count,
+                          std::min(kChunk, n.channels - c), outputs, sums.data(), 1, outputs);
+          }
+          for (int64_t p = 0; p < count; ++p) {
+            for (int64_t i = 0; i < outputs; ++i) {
+              out[(first + p) * n.outputs + o + i] = static_cast<T>(sums[p * outputs + i]);
             }
-          });
+          }
+        } else {
+          for (int64_t i = 0; i < outputs; ++i) std::fill_n(sums.data() + i * kChunk, count, bias[o + i]);
+          add_rows(features + first, n.pixels, n.channels, count, outputs, factors, n.channels, 1, sums.data(), kChunk);
+          for (int64_t i = 0; i < outputs; ++i) {
+            store(sums.data() + i * kChunk, count, out + (o + i) * n.pixels + first);
+          }
         }
       }
-    });
+    }
   };
   torch::stable::parallel_for(0, pieces(n.pixels, width), grain(width * n.channels), work);
 }
@@ -245,67 +282,50 @@ void multiply_pixels(const ProjectionSizes& n, const T* gradient, const T* featu
   const int64_t outputs_ = gradient ? n.outputs : 1;
   if (!n.channels_last()) {
     const auto work = [&](int64_t begin, int64_t end) {
-      by_width<F>([&](auto vector) DEOCC_BODY {
-        using V = decltype(vector);
-        constexpr int rows_ = V::registers == 32 ? kRows : kRows / 2;
-        Reader<T, F> reader;
-        std::vector<F> buffer(kOutputs * kChunk, F(1));
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t last = std::min((task + 1) * kRows, n.channels);
-          for (int64_t o = 0; o < outputs_; ++o) {
-            std::fill(products + o * n.channels + task * kRows, products + o * n.channels + last, F(0));
-          }
-          for (int64_t p = 0; p < n.pixels; p += kChunk) {
-            const int64_t count = std::min(kChunk, n.pixels - p);
-            for (int64_t o = 0; o < outputs_; o += kOutputs) {
-              with_count(std::min<int64_t>(kOutputs, outputs_ - o), [&](auto outputs) DEOCC_BODY {
-                const F* x[outputs.value];
-                for (int i = 0; i < outputs; ++i) {
-                  F* to = buffer.data() + i * kChunk;
-                  x[i] = gradient ? widened(gradient + (o + i) * n.pixels + p, count, to) : to;
-                }
-                const auto some = [&](int64_t c, auto rows) DEOCC_BODY {
-                  reader.template read<rows.value>(features + c * n.pixels + p, n.pixels, count);
-                  dots<V, outputs.value, rows.value>(x, reader.row, count, products + o * n.channels + c, n.channels, 1);
-                };
-                int64_t c = task * kRows;
-                for (; c + rows_ <= last; c += rows_) some(c, std::integral_constant<int, rows_>());
-                for (; c < last; ++c) some(c, std::integral_constant<int, 1>());
-              });
+      const std::vector<F> ones(gradient ? 0 : kChunk, F(1));
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task * kRows, rows = std::min<int64_t>(kRows, n.channels - first);
+        for (int64_t o = 0; o < outputs_; ++o) std::fill_n(products + o * n.channels + first, rows, F(0));
+        for (int64_t p = 0; p < n.pixels; p += kChunk) {
+          const int64_t count = std::min(kChunk, n.pixels - p);
+          const T* const from = features + first * n.pixels + p;
+          for (int64_t o = 0; o < outputs_; o += kOutputs) {
+            const int64_t outputs = std::min<int64_t>(kOutputs, outputs_ - o);
+            F* const to = products + o * n.channels + first;
+            if (gradient) {
+              multiply_rows(gradient + o * n.pixels + p, n.pixels, from, n.pixels, rows, count, outputs, to,
+                            n.channels, 1);
+            } else {
+              multiply_rows(ones.data(), 0, from, n.pixels, rows, count, outputs, to, n.channels, 1);
             }
           }
         }
-      });
+      }
     };
     torch::stable::parallel_for(0, pieces(n.channels, kRows), grain(kRows * n.pixels), work);
     return;
   }
   const int64_t segments = pieces(n.pixels, kSegment), size = outputs_ * n.channels;
+  const int64_t block = std::clamp<int64_t>(4 * kChunk / n.channels, kRows, kChunk);  // pixels that stay in the cache
   std::vector<F> parts(segments * size);
   const auto work = [&](int64_t begin, int64_t end) {
-    by_width<F>([&](auto vector) DEOCC_BODY {
-      using V = decltype(vector);
-      Reader<T, F> reader;
-      std::vector<F> buffer(kRows * n.outputs, F(1));
-      for (int64_t segment = begin; segment < end; ++segment) {
-        const int64_t last = std::min((segment + 1) * kSegment, n.pixels);
-        F* sums = parts.data() + segment * size;
-        by_rows(segment * kSegment, last, [&](int64_t p, auto rows) DEOCC_BODY {
-          const F* factors = buffer.data();
-          if (gradient) factors = widened(gradient + p * n.outputs, rows * n.outputs, buffer.data());
+    std::vector<F> buffer(block * outputs_, F(1));
+    for (int64_t segment = begin; segment < end; ++segment) {
+      const int64_t last = std::min((segment + 1) * kSegment, n.pixels);
+      F* sums = parts.data() + segment * size;
+      for (int64_t p = segment * kSegment; p < last; p += block) {
+        const int64_t rows = std::min(block, last - p);
+        const F* factors = buffer.data();
+        if (gradient) factors = widened(gradient + p * outputs_, rows * outputs_, buffer.data());
+        for (int64_t o = 0; o < outputs_; o += kOutputs) {
           for (int64_t c = 0; c < n.channels; c += kChunk) {
-            const int64_t channels = std::min(kChunk, n.channels - c);
-            reader.template read<rows.value>(features + p * n.channels + c, n.channels, channels);
-            for (int64_t o = 0; o < outputs_; o += kOutputs) {
-              with_count(std::min<int64_t>(kOutputs, outputs_ - o), [&](auto outputs) DEOCC_BODY {
-                accumulate<V, outputs.value, rows.value>(reader.row, factors + o, 1, n.outputs,
-                                                         sums + o * n.channels + c, n.channels, channels);
-              });
-            }
+            add_rows(features + p * n.channels + c, n.channels, rows, std::min(kChunk, n.channels - c),
+                     std::min<int64_t>(kOutputs, outputs_ - o), factors + o, 1, outputs_, sums + o * n.channels + c,
+                     n.channels);
           }
-        });
+        }
       }
-    });
+    }
   };
   torch::stable::parallel_for(0, segments, grain(std::min(kSegment, n.pixels) * n.channels), work);
   std::fill_n(products, size, F(0));
@@ -321,51 +341,29 @@ void spread_pixels(const ProjectionSizes& n, const T* gradient, const F* folded,
   std::vector<F> weights(folded, folded + n.outputs * n.channels);
   weights.insert(weights.end(), shift, shift + n.channels);
   const auto work = [&](int64_t begin, int64_t end) {
-    by_width<F>([&](auto vector) DEOCC_BODY {
-      using V = decltype(vector);
-      std::vector<F> pixels(terms * width, F(1)), rows_(std::is_same_v<T, F> ? 0 : kRows * kChunk);
-      F* to[kRows];
-      // Computes `rows` rows of `count` elements, the first of them at `out`.
-      const auto some = [&](auto rows, const F* x, int64_t x_step, const F* factors, int64_t factor_step,
-                            int64_t factor_row, T* out, int64_t step, int64_t count) DEOCC_BODY {
-        for (int r = 0; r < rows; ++r) {
-          if constexpr (std::is_same_v<T, F>) {
-            to[r] = out + r * step;
-          } else {
-            to[r] = rows_.data() + r * kChunk;
-          }
-        }
-        spread<V, rows.value>(x, x_step, factors, factor_step, factor_row, terms, to, count);
-        if constexpr (!std::is_same_v<T, F>) {
-          for (int r = 0; r < rows; ++r) store(to[r], count, out + r * step);
-        }
-      };
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * width, count = std::min(width, n.pixels - first);
-        if (n.channels_last()) {
-          for (int64_t p = 0; p < count; ++p) {
-            for (int64_t o = 0; o < n.outputs; ++o) {
-              pixels[p * terms + o] = static_cast<F>(gradient[(first + p) * n.outputs + o]);
-            }
-          }
-          by_rows(0, count, [&](int64_t p, auto rows) DEOCC_BODY {
-            for (int64_t c = 0; c < n.channels; c += kChunk) {
-              some(rows, weights.data() + c, n.channels, pixels.data() + p * terms, 1, terms,
-                   by_features + (first + p) * n.channels + c, n.channels, std::min(kChunk, n.channels - c));
-            }
-          });
-        } else {
+    std::vector<F> pixels(terms * width, F(1));
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task * width, count = std::min(width, n.pixels - first);
+      if (n.channels_last()) {
+        for (int64_t p = 0; p < count; ++p) {
           for (int64_t o = 0; o < n.outputs; ++o) {
-            const T* from = gradient + o * n.pixels + first;
-            for (int64_t p = 0; p < count; ++p) pixels[o * width + p] = static_cast<F>(from[p]);
+            pixels[p * terms + o] = static_cast<F>(gradient[(first + p) * n.outputs + o]);
           }
-          by_rows(0, n.channels, [&](int64_t c, auto rows) DEOCC_BODY {
-            some(rows, pixels.data(), width, weights.data() + c, n.channels, 1, by_features + c * n.pixels + first,
-                 n.pixels, count);
-          });
         }
+        for (int64_t c = 0; c < n.channels; c += kChunk) {
+          write_rows(weights.data() + c, n.channels, pixels.data(), 1, terms, terms,
+                     by_features + first * n.channels + c, n.channels, count, std::min(kChunk, n.channels - c));
+        }
+      } else {
+        for (int64_t o = 0; o < n.outputs; ++o) {
+          F* const to = pixels.data() + o * width;
+          const F* const from = widened(gradient + o * n.pixels + first, count, to);
+          if (from != to) std::copy_n(from, count, to);
+        }
+        write_rows(pixels.data(), width, weights.data(), n.channels, 1, terms, by_features + first, n.pixels,
+                   n.channels, count);
       }
-    });
+    }
   };
   torch::stable::parallel_for(0, pieces(n.pixels, width), grain(width * n.channels), work);
 }
@@ -493,27 +491,27 @@ std::tuple<Tensor, Tensor, Tensor> channel_attention_projection(const Tensor& fe
 }
 
 // The averages of a row of windows of equal size; each window has `factor` columns and `pixels` pixels.
-template <int factor, class T, class F>
-DEOCC_INLINE void average_columns(const F* __restrict sums, int64_t windows, F pixels, T* __restrict out) {
+template <int factor, class F>
+DEOCC_INLINE void average_columns(const F* __restrict sums, int64_t windows, F pixels, F* __restrict out) {
   const F share = 1 / pixels;
   for (int64_t x = 0; x < windows; ++x) {
     F sum = sums[x * factor];
     for (int k = 1; k < factor; ++k) sum += sums[x * factor + k];
-    out[x] = static_cast<T>(sum * share);
+    out[x] = sum * share;
   }
 }
 
 // The same for windows of any size: columns[x] is the first column of window x, and the one after its last.
 // step: elements from a pixel to its neighbour.
-template <class T, class F>
+template <class F>
 DEOCC_INLINE void average_columns(const F* sums, const std::vector<std::pair<int64_t, int64_t>>& columns, int64_t step,
-                                  F rows, T* out) {
+                                  F rows, F* out) {
   for (const auto& [begin, end] : columns) {
     const F pixels = rows * static_cast<F>(end - begin);
     for (int64_t c = 0; c < step; ++c) {
       F sum = 0;
       for (int64_t k = begin; k < end; ++k) sum += sums[k * step + c];
-      *out++ = static_cast<T>(sum / pixels);
+      *out++ = sum / pixels;
     }
   }
 }
@@ -538,10 +536,8 @@ Tensor area_downsample(const Tensor& image_, int64_t height, int64_t width) {
     const T* from = data_of<T>(image);
     T* out_data = data_to<T>(out);
     const auto work = [&](int64_t begin, int64_t end) {
+      std::vector<F> sums(row), averages(std::is_same_v<T, F> ? 0 : width * step);
       by_width<F>([&](auto vector) DEOCC_BODY {
-        using V = decltype(vector);
-        Reader<T, F> reader;
-        std::vector<F> sums(row);
         const F one = 1;
         for (int64_t task = begin; task < end; ++task) {
           const int64_t plane = task / height, y = task % height;
@@ -552,28 +548,31 @@ Tensor area_downsample(const Tensor& image_, int64_t height, int64_t width) {
               const int64_t count = std::min(kChunk, row - k);
               const T* here = from + (plane * from_height + at) * row + k;
               expect(here + kAhead / sizeof(T), count);
-              reader.template read<1>(here, row, count);
-              accumulate<V, 1, 1>(reader.row, &one, 0, 0, sums.data() + k, 0, count);
+              accumulate<decltype(vector), 1, 1>(here, row, &one, 0, 0, sums.data() + k, 0, count);
             }
           }
-          T* to = out_data + task * width * step;
+          T* const to = out_data + task * width * step;
+          F* averaged;
+          if constexpr (std::is_same_v<T, F>) averaged = to;
+          if constexpr (!std::is_same_v<T, F>) averaged = averages.data();
           const F rows = static_cast<F>(bottom - top);
           switch (factor) {
             case 1:
-              average_columns<1>(sums.data(), width, rows, to);
+              average_columns<1>(sums.data(), width, rows, averaged);
               break;
             case 2:
-              average_columns<2>(sums.data(), width, 2 * rows, to);
+              average_columns<2>(sums.data(), width, 2 * rows, averaged);
               break;
             case 4:
-              average_columns<4>(sums.data(), width, 4 * rows, to);
+              average_columns<4>(sums.data(), width, 4 * rows, averaged);
               break;
             case 8:
-              average_columns<8>(sums.data(), width, 8 * rows, to);
+              average_columns<8>(sums.data(), width, 8 * rows, averaged);
               break;
             default:
-              average_columns(sums.data(), columns, step, rows, to);
+              average_columns(sums.data(), columns, step, rows, averaged);
           }
+          if constexpr (!std::is_same_v<T, F>) store(averaged, width * step, to);
         }
       });
     };
@@ -592,53 +591,30 @@ DEOCC_INLINE std::pair<typename V::type, typename V::type> sigmoids(const typena
   return {x < 0 ? small : large, x < 0 ? large : small};
 }
 
-template <class V, class F>
-DEOCC_INLINE void blend(const F* logits, const F* restored, const F* known, F* out) {
-  const auto [alpha, rest] = sigmoids<V>(V::load(logits));
-  V::store(out, alpha * V::load(restored) + rest * V::load(known));
-}
-
-template <class V, class F>
-DEOCC_INLINE void blend_backward(const F* gradient, const F* logits, const F* restored, const F* known, F* by_logits,
-                                 F* by_restored, F* by_known) {
-  const auto [alpha, rest] = sigmoids<V>(V::load(logits));
-  const typename V::type upstream = V::load(gradient);
-  V::store(by_logits, upstream * (V::load(restored) - V::load(known)) * alpha * rest);
-  V::store(by_restored, alpha * upstream);
-  V::store(by_known, rest * upstream);
-}
-
-// Calls body(vector, inputs, outputs) for every vector of these tensors' elements, which lie in the same order. What
-// does not fill a vector at the end, and what must be converted, passes through buffers.
+// Calls body(vector, inputs, outputs) with a vector of every input, for one of every output: the elements of all these
+// tensors lie in the same order. What does not fill a vector at the end passes through buffers.
 template <class T, int inputs, int outputs, class Body>
 void for_vectors(const T* const (&from)[inputs], T* const (&to)[outputs], int64_t total, const Body& body) {
   using F = typename Compute<T>::type;
-  constexpr int64_t kWidest = 64 / sizeof(F);
   const auto work = [&](int64_t begin, int64_t end) {
     by_width<F>([&](auto vector) DEOCC_BODY {
       using V = decltype(vector);
-      F read[inputs][kWidest] = {}, written[outputs][kWidest];
-      const F* in[inputs];
-      F* out[outputs];
-      int64_t k = begin;
-      if constexpr (std::is_same_v<T, F>) {
-        for (; k + V::lanes <= end; k += V::lanes) {
-          for (int i = 0; i < inputs; ++i) in[i] = from[i] + k;
-          for (int i = 0; i < outputs; ++i) out[i] = to[i] + k;
-          body(vector, in, out);
-        }
-      }
-      for (int i = 0; i < inputs; ++i) in[i] = read[i];
-      for (int i = 0; i < outputs; ++i) out[i] = written[i];
-      for (; k < end; k += V::lanes) {
-        const int64_t count = std::min<int64_t>(V::lanes, end - k);
-        for (int i = 0; i < inputs; ++i) widened<T, F>(from[i] + k, count, read[i]);
-        if constexpr (std::is_same_v<T, F>) {
-          for (int i = 0; i < inputs; ++i) std::copy_n(from[i] + k, count, read[i]);
-        }
+      const auto pass = [&](const T* const* read, T* const* write, int64_t k) DEOCC_BODY {
+        typename V::type in[inputs], out[outputs];
+        for (int i = 0; i < inputs; ++i) in[i] = load_as<V>(read[i] + k);
         body(vector, in, out);
-        for (int i = 0; i < outputs; ++i) store(written[i], count, to[i] + k);
-      }
+        for (int i = 0; i < outputs; ++i) store_as<V>(write[i] + k, out[i]);
+      };
+      int64_t k = begin;
+      for (; k + V::lanes <= end; k += V::lanes) pass(from, to, k);
+      if (k == end) return;
+      T last[inputs][V::lanes] = {}, written[outputs][V::lanes];
+      const T* read[inputs];
+      T* write[outputs];
+      for (int i = 0; i < inputs; ++i) read[i] = std::copy(from[i] + k, from[i] + end, last[i]) - (end - k);
+      for (int i = 0; i < outputs; ++i) write[i] = written[i];
+      pass(read, write, 0);
+      for (int i = 0; i < outputs; ++i) std::copy_n(written[i], end - k, to[i] + k);
     });
   };
   torch::stable::parallel_for(0, total, kPerThread, work);
@@ -654,8 +630,10 @@ Tensor attention_blend(const Tensor& logits_, const Tensor& restored_, const Ten
   for_dtype(logits.scalar_type(), "attention_blend", [&](auto zero) {
     using T = decltype(zero);
     for_vectors<T, 3, 1>({data_of<T>(logits), data_of<T>(restored), data_of<T>(known)}, {data_to<T>(out)},
-                         out.numel(), [](auto vector, const auto* in, const auto* to) DEOCC_BODY {
-                           blend<decltype(vector)>(in[0], in[1], in[2], to[0]);
+                         out.numel(), [](auto vector, const auto& in, auto& to) DEOCC_BODY {
+                           const auto& [logits, restored, known] = in;
+                           const auto [alpha, rest] = sigmoids<decltype(vector)>(logits);
+                           to[0] = alpha * restored + rest * known;
                          });
   });
   return out;
@@ -676,8 +654,12 @@ std::tuple<Tensor, Tensor, Tensor> attention_blend_backward(const Tensor& gradie
     for_vectors<T, 4, 3>(
         {data_of<T>(gradient), data_of<T>(logits), data_of<T>(restored), data_of<T>(known)},
         {data_to<T>(by_logits), data_to<T>(by_restored), data_to<T>(by_known)}, logits.numel(),
-        [](auto vector, const auto* in, const auto* to) DEOCC_BODY {
-          blend_backward<decltype(vector)>(in[0], in[1], in[2], in[3], to[0], to[1], to[2]);
+        [](auto vector, const auto& in, auto& to) DEOCC_BODY {
+          const auto& [upstream, logits, restored, known] = in;
+          const auto [alpha, rest] = sigmoids<decltype(vector)>(logits);
+          to[0] = upstream * (restored - known) * alpha * rest;
+          to[1] = alpha * upstream;
+          to[2] = rest * upstream;
         });
   });
   return {by_logits, by_restored, by_known};

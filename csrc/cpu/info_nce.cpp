@@ -236,26 +236,15 @@ void pack_keys_by_columns(const Rows<BFloat16>& queue, int64_t first, int64_t co
 // Keys to be added up: pairs of keys, in panels of columns. From what pack_keys_by_columns has made.
 void pack_keys_by_keys(const uint32_t* keys, int64_t count, int64_t dim, uint32_t* to) {
   const int64_t depth = (dim + 1) / 2, pairs = (count + 1) / 2;
+  const uint32_t nothing[kPanel / 2] = {};
   by_width<float>([&](auto) DEOCC_BODY {
     for (int64_t j = 0; j < pairs; ++j) {
       for (int64_t c = 0; c < depth; c += kPanel / 2) {
-        uint32_t* __restrict at = to + c / (kPanel / 2) * pairs * kPanel + j * kPanel;
-        const uint32_t* __restrict one = keys + 2 * j * depth + c;
-        const uint32_t* __restrict two = one + depth;
+        uint32_t* const at = to + c / (kPanel / 2) * pairs * kPanel + j * kPanel;
+        const uint32_t* const one = keys + 2 * j * depth + c;
         const int64_t width = std::min(kPanel / 2, depth - c);
-        if (2 * j + 1 < count && width == kPanel / 2) {
-          for (int64_t x = 0; x < kPanel / 2; ++x) {
-            at[2 * x] = (one[x] & 0xffff) | two[x] << 16;
-            at[2 * x + 1] = one[x] >> 16 | (two[x] & 0xffff0000);
-          }
-          continue;
-        }
-        std::fill_n(at, kPanel, 0u);
-        for (int64_t x = 0; x < width; ++x) {
-          const uint32_t other = 2 * j + 1 < count ? two[x] : 0;
-          at[2 * x] = (one[x] & 0xffff) | other << 16;
-          at[2 * x + 1] = one[x] >> 16 | (other & 0xffff0000);
-        }
+        if (width < kPanel / 2) std::fill_n(at, kPanel, 0u);
+        pair_across(one, 2 * j + 1 < count ? one + depth : nothing, width, at);
       }
     }
   });

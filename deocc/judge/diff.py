@@ -20,8 +20,9 @@ from deocc.errors import InputError, UsageError
 from deocc.judge.result import Figure, Part, Report, read
 from deocc.judge.statistics import compared, figure
 from deocc.metrics.verification import Scores, fold_accuracy, resample
+from deocc.report import INVENTED, print_table
 
-__all__ = ["Diff", "Difference", "diff", "diff_folders", "read_scores"]
+__all__ = ["Diff", "Difference", "diff", "diff_folders", "print_diff", "read_scores"]
 
 Array = NDArray[Any]
 Key = tuple[str, str, str, str, str, str]
@@ -86,6 +87,33 @@ def diff_folders(a: str | Path, b: str | Path, *, anyway: bool = False) -> Diff:
     one, other = (read(path) for path in paths)
     scores = [read_scores(path.parent, report) for path, report in zip(paths, (one, other), strict=True)]
     return diff(one, other, scores=(scores[0], scores[1]), anyway=anyway)
+
+
+def print_diff(found: Diff, *, by_kind: bool = False) -> None:
+    """Print what differs and the table of differences; ``by_kind`` adds the figures of each kind of occlusion."""
+    for sentence in found.unlike:
+        print(f"NOT COMPARABLE: {sentence}")
+    for sentence in found.notes:
+        print(f"NOTE: {sentence}")
+    columns = ("task", "matcher", "restorer", "state", "kind", "figure", "A", "B", "B - A", "p", "won", "lost", "B is")
+    rows = [
+        (
+            row.task,
+            *(name or "-" for name in (row.recognizer, row.restorer, row.state)),
+            row.kind,
+            row.metric,
+            *(f"{side.value:.4f}" for side in (row.a, row.b)),
+            _signed(row.difference),
+            "-" if row.p is None else f"{row.p:.3f}",
+            *("-" if count is None else str(count) for count in (row.won, row.lost)),
+            {True: "better", False: "worse", None: "equal"}[row.better],
+        )
+        for row in found.rows
+        if by_kind or row.kind == "all"
+    ]
+    print_table(columns, rows, left=6)
+    print()
+    print(INVENTED)
 
 
 def read_scores(folder: Path, report: Report) -> dict[str, Array]:
@@ -293,6 +321,12 @@ def _independent(a: Figure, b: Figure) -> Figure:
 def _identity(part: Part) -> tuple[str, ...]:
     """What decides what a part computes."""
     return part.method, part.version, part.sha256[:16], part.config, part.occlusion, f"{part.size} px, {part.zoom:g}"
+
+
+def _signed(change: Figure) -> str:
+    if change.low is None or change.high is None:
+        return f"{change.value:+.4f}"
+    return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
 
 
 def _words(value: Any) -> str:

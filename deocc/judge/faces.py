@@ -8,7 +8,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -319,8 +319,8 @@ class Occluding:
         return Masks(self.name, kinds, self.seed, self._mark, dict(sorted(counts.items())))
 
     def seed_of(self, name: str) -> int:
-        """The seed of an image: that of ``deocc occlude`` for a photo of the same name and place."""
-        return (self.seed + zlib.crc32(f"{name}#0".encode())) % 2**31
+        """The seed of an image, whatever its suffix: that of ``deocc occlude`` for a photo of that name and place."""
+        return (self.seed + zlib.crc32(f"{PurePosixPath(name).with_suffix('.png')}#0".encode())) % 2**31
 
     def kind(self, name: str) -> str:
         """The kind of occlusion over an image."""

@@ -138,11 +138,15 @@ def _headline(verification: Verification, restorers: Sequence[str], matchers: Se
                 continue
             won = "-" if found.recovered is None else f"{100 * found.recovered:.0f} %"
             rows.append([matcher, key, *map(_number, values), _signed(found.difference), _p(found.p), won])
+    few = fpr * verification.impostors < 1
+    strict = (
+        f" (of so few pairs of two people that means that none of {verification.impostors} may pass)" if few else ""
+    )
     return Table(
         ["matcher", "restorer", "nothing occluded", "probe occluded", "probe restored", "difference", "p", "won back"],
         rows,
-        f"True positive rate at a false positive rate of {100 * fpr:g} %. Difference: restored minus occluded, with "
-        "its paired 95 % interval; won back: its share of what the occlusion cost.",
+        f"True positive rate at a false positive rate of {100 * fpr:g} %{strict}. Difference: restored minus occluded, "
+        "with its paired 95 % interval; won back: its share of what the occlusion cost.",
     )
 
 

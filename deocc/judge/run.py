@@ -39,6 +39,9 @@ REPORT = "report.json"
 SCORES = "scores.npz"
 PICTURES = "pictures"
 
+FEW = 100
+"""Pairs of one kind below which a report warns."""
+
 
 @dataclass(frozen=True)
 class _Judge:
@@ -225,9 +228,7 @@ def _judge(
     verified = None if listed is None else verify.verification(views, listed, kept=scores, **common)
     retrieved = None if chosen is None else retrieve.retrieval(views, chosen, faces, **common)
     measured = None if names is None else qualify.quality(views, names, networks=one.networks, **common)
-    occluded = sorted(
-        (wants.occluded | wants.restored | wants.quality) & views.content.keys() - views.without_face.keys()
-    )
+    occluded = sorted((wants.occluded | wants.restored | wants.quality) & views.content.keys())
     return Report(
         invented=INVENTED,
         deocc=deocc.__version__,
@@ -306,7 +307,17 @@ def _warnings(faces: Faces, views: Views, verified: result.Verification | None) 
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
             yield f"In {len(names)} images {what}; whatever needs them is left out: {listed}."
-    if verified is not None and not verified.resamples:
+    if verified is not None:
+        fewer = min(verified.genuine, verified.impostors)
+        if fewer < FEW:
+            yield f"With {fewer} pairs of one kind the figures of verification say little, whatever their intervals."
+        for rate in verified.rows[0].rates:
+            if rate.accepted == 0:
+                yield (
+                    f"Of {verified.impostors} impostor pairs none may pass at a false positive rate of {rate.fpr:g}: "
+                    "TPR there hangs on the highest of their scores alone."
+                )
+    if verified is not None and verified.pairs > verify.MOST_RESAMPLED:
         yield f"{verified.pairs} pairs are too many to be resampled: figures of verification have no intervals."
 
 

@@ -26,12 +26,12 @@ def figure(value: float | None, samples: Floats | None = None) -> Figure:
 
 
 def spread(values: Floats) -> Figure:
-    """The mean of values over folds or sets, plus and minus 1.96 standard errors."""
+    """The mean of shares over folds or sets, plus and minus 1.96 standard errors, within [0, 1]."""
     mean = float(values.mean())
     if values.size < 2:
         return Figure(mean)
     error = 1.96 * float(values.std(ddof=1)) / math.sqrt(values.size)
-    return Figure(mean, mean - error, mean + error)
+    return Figure(mean, max(0.0, mean - error), min(1.0, mean + error))
 
 
 def bootstrap_means(values: Floats, samples: int, seed: int) -> Floats:

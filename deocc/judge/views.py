@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,10 +90,10 @@ class Views:
     """
 
     def __init__(self) -> None:
-        self.embeddings: dict[tuple[str, str, str], Vectors] = defaultdict(dict)
-        self.quality: dict[tuple[str, Crop], Vectors] = defaultdict(dict)
-        self.distances: dict[tuple[str, str, Crop], Vectors] = defaultdict(dict)
-        self.features: dict[tuple[str, str | None, Crop], Vectors] = defaultdict(dict)
+        self.embeddings: dict[tuple[str, str, str], Vectors] = {}
+        self.quality: dict[tuple[str, Crop], Vectors] = {}
+        self.distances: dict[tuple[str, str, Crop], Vectors] = {}
+        self.features: dict[tuple[str, str | None, Crop], Vectors] = {}
         self.without_face: dict[str, str] = {}
         self.unreadable: dict[str, str] = {}
         self.content: dict[str, bytes] = {}
@@ -225,6 +224,15 @@ class _Pass:
                 of = [crop.size, crop.zoom, None if occluding.crop is None else occluding.identity]
                 self.perception[network.key, None, crop] = stage(common, network=identity[network.key], true=of)
 
+        # Made here, since threads that made one at once would lose what the other had put in.
+        for place in self.embedding:
+            self.views.embeddings[place] = {}
+        for key, crop in self.figures:
+            self.views.quality[key, crop] = {}
+        for name, key_or_none, crop in self.perception:
+            self.views.features[name, key_or_none, crop] = {}
+            self.views.distances[name, key_or_none or "", crop] = {}
+
     def chunk(self, names: Sequence[str]) -> None:
         """Look at some images."""
         work = _Chunk(self, names)
@@ -250,7 +258,7 @@ class _Chunk:
         self.keys: dict[str, bytes] = {}
         self.masked_keys: dict[str, bytes] = {}
         self._masked_crops: dict[tuple[str, Crop], U8] = {}
-        self._maps: dict[tuple[str, Crop, tuple[str, ...]], Any] = {}
+        self._pictures: dict[tuple[str, Crop], Callable[[], Tensor]] = {}
         for name in names:
             try:
                 face = shared.occluding.prepared(shared.faces.load(name))
@@ -274,24 +282,17 @@ class _Chunk:
         self._embeddings("", "T", names, lambda crop: self._cut(names, crop))
 
     def occlude(self, *groups: Sequence[str]) -> None:
-        """Occlude what is not in the cache in full."""
+        """Occlude all faces, unless whatever comes of them is in the cache."""
         occluded, restored, quality = (self._left(group) for group in groups)
         shared = self.shared
-        done = all(
-            stage.get([self.masked_keys[name] for name in (restored if state == "U" else occluded)]) is not None
+        wanted = [
+            (stage, restored if state == "U" else occluded)
             for (_, _, state), stage in shared.embedding.items()
             if state != "T"
-        ) and (
-            not quality
-            or all(
-                stage.get([self.masked_keys[name] for name in quality]) is not None
-                for stage in (
-                    *shared.figures.values(),
-                    *(stage for (_, key, _), stage in shared.perception.items() if key is not None),
-                )
-            )
-        )
-        if done:
+        ]
+        wanted += [(stage, quality) for stage in shared.figures.values()]
+        wanted += [(stage, quality) for (_, key, _), stage in shared.perception.items() if key is not None]
+        if all(stage.get([self.masked_keys[name] for name in names]) is not None for stage, names in wanted):
             return
         for name in sorted({*occluded, *restored, *quality}):
             face = self.faces[name]
@@ -299,7 +300,7 @@ class _Chunk:
                 image, occlusion = shared.occluding.occluded(name, face)
             except NoFaceError as error:
                 self.views.without_face[name] = str(error)
-                del self.faces[name]
+                del self.faces[name], self.views.content[name]
                 continue
             self.masked[name] = (Face(image, face.landmarks, face.crop), occlusion)
 
@@ -332,23 +333,12 @@ class _Chunk:
         self._measure(restorer.key, restorer.crop, quality, lambda: made().image[places], found)
 
     def quality(self, names: Sequence[str]) -> None:
-        """Quality of the occluded faces as they are, and features of the true ones."""
+        """Quality of the occluded faces as they are; and what networks say of these, the restored and the true ones."""
+        names = self._left(names)
         for crop in self.shared.crops:
-            self._quality(self._left(names), crop)
-
-    def _quality(self, names: Sequence[str], crop: Crop) -> None:
-        self._measure("", crop, names, lambda: to_tensor(self._cut_masked(names, crop)), None)
-        for network in self.shared.networks:
-            self._features(network, crop, names)
-
-    def _features(self, network: FeatureNetwork, crop: Crop, names: Sequence[str]) -> None:
-        """Features of true faces."""
-        rows = self._vectors(
-            self.shared.perception[network.key, None, crop],
-            [self.keys[name] for name in names],
-            lambda: network.pooled(self._true_maps(network, crop, names)).cpu().numpy(),
-        )
-        self.views.features[network.key, None, crop].update(zip(names, rows, strict=True))
+            self._measure("", crop, names, functools.partial(self._masked_tensor, names, crop), None)
+            for network in self.shared.networks:
+                self._perceive(network, crop, names)
 
     def _measure(
         self,
@@ -359,7 +349,6 @@ class _Chunk:
         found: Callable[[], Tensor] | None,
     ) -> None:
         """Figures of crops against the true faces."""
-        keys = [self.masked_keys[name] for name in names]
 
         def figures() -> NDArray[np.float32]:
             made, true = image(), to_tensor(self._cut(names, crop))
@@ -374,39 +363,31 @@ class _Chunk:
             ]
             return torch.stack(columns, dim=1).float().numpy()
 
-        rows = self._vectors(self.shared.figures[key, crop], keys, figures)
+        self._pictures[key, crop] = image
+        rows = self._vectors(self.shared.figures[key, crop], [self.masked_keys[name] for name in names], figures)
         self.views.quality[key, crop].update(zip(names, rows, strict=True))
-        for network in self.shared.networks:
-            self._perceive(network, key, crop, names, image)
 
-    def _perceive(
-        self, network: FeatureNetwork, key: str, crop: Crop, names: Sequence[str], image: Callable[[], Tensor]
-    ) -> None:
-        """A network's distances of crops from the true faces, and its features of them."""
+    def _perceive(self, network: FeatureNetwork, crop: Crop, names: Sequence[str]) -> None:
+        """A network's features of the true, the occluded and all restored crops, and its distances from the true."""
+        makers = [None, *(key for key, its_crop in self._pictures if its_crop == crop)]
+        stages = {key: self.shared.perception[network.key, key, crop] for key in makers}
+        keys = {key: [(self.keys if key is None else self.masked_keys)[name] for name in names] for key in makers}
+        rows = {key: stage.get(keys[key]) for key, stage in stages.items()}
+        if None in rows.values():
+            images = {key: self._pictures[key, crop]() for key in makers if key is not None}
+            perceived = _perceived(network, to_tensor(self._cut(names, crop)), images)
+            for key, vectors in perceived.items():
+                if rows[key] is None:
+                    rows[key] = stages[key].put(keys[key], vectors)
+        for key, vectors_of in rows.items():
+            distances = int(network.measures and key is not None)
+            for name, row in zip(names, vectors_of or (), strict=True):
+                self.views.features[network.key, key, crop][name] = row[distances:]
+                if distances:
+                    self.views.distances[network.key, key or "", crop][name] = row[:1]
 
-        def perceived() -> NDArray[np.float32]:
-            true = self._true_maps(network, crop, names)
-            with network.lock, torch.inference_mode():
-                maps = network.maps(image())
-                features = network.pooled(maps).cpu()
-                first = network.distance(maps, true).cpu()[:, None] if network.measures else features[:, :0]
-            return torch.cat([first, features], dim=1).numpy()
-
-        keys = [self.masked_keys[name] for name in names]
-        start = int(network.measures)
-        for name, row in zip(
-            names, self._vectors(self.shared.perception[network.key, key, crop], keys, perceived), strict=True
-        ):
-            self.views.features[network.key, key, crop][name] = row[start:]
-            if network.measures:
-                self.views.distances[network.key, key, crop][name] = row[:1]
-
-    def _true_maps(self, network: FeatureNetwork, crop: Crop, names: Sequence[str]) -> Any:
-        place = (network.key, crop, tuple(names))
-        if place not in self._maps:
-            with network.lock, torch.inference_mode():
-                self._maps[place] = network.maps(to_tensor(self._cut(names, crop)))
-        return self._maps[place]
+    def _masked_tensor(self, names: Sequence[str], crop: Crop) -> Tensor:
+        return to_tensor(self._cut_masked(names, crop))
 
     def _embeddings(self, restorer: str, state: str, names: Sequence[str], crops: Callable[[Crop], U8]) -> None:
         """What every matcher makes of crops, which are asked for where they are not in the cache."""
@@ -456,3 +437,20 @@ def _embed(one: Loaded, crops: Callable[[Crop], U8], names: Sequence[str], state
                     raise InputError(f"the matcher {one.key!r} fails on the {words} face {name}: {cause}") from error
             raise InputError(f"the matcher {one.key!r} fails on {len(names)} faces at once: {error}") from error
     return embeddings.float().cpu().numpy()
+
+
+def _perceived(
+    network: FeatureNetwork, true: Tensor, images: Mapping[str, Tensor]
+) -> dict[str | None, NDArray[np.float32]]:
+    """Features of the true crops (None) and, behind the distance from these where there is one, of the others."""
+    found: dict[str | None, list[Tensor]] = {None: [], **{key: [] for key in images}}
+    for start in range(0, len(true), BATCH):
+        part = slice(start, start + BATCH)
+        with network.lock, torch.inference_mode():
+            maps = network.maps(true[part])
+            found[None].append(network.pooled(maps).cpu())
+            for key, image in images.items():
+                others = network.maps(image[part])
+                rows = [network.distance(others, maps).cpu()[:, None]] if network.measures else []
+                found[key].append(torch.cat([*rows, network.pooled(others).cpu()], dim=1))
+    return {key: torch.cat(parts).float().numpy() for key, parts in found.items()}

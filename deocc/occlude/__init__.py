@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from deocc.occlude.paint import U8, Draw, Layer
 from deocc.occlude.pose import Face, find_face
 from deocc.ops import composite_uint8
 
-__all__ = ["Occlusion", "fingerprint", "kind_of", "kinds", "occlude"]
+__all__ = ["MASKTHEFACE", "Occlusion", "fingerprint", "kind_of", "kinds", "occlude"]
 
 VERSION = 1
 """Raised whenever the same seed gives other bytes than before."""
@@ -38,6 +39,27 @@ _KINDS: Mapping[str, tuple[float, Callable[[Face, Draw], Layer]]] = {
     "keypoint-paste": (2, pasted.keypoint_paste),
 }
 
+_FIXED: Mapping[str, tuple[float, Callable[[Face, Draw], Layer]]] = {
+    **{f"template-{name}".replace("_", "-"): (1, partial(pasted.template, fixed=name)) for name in pasted.NAMES[:5]},
+    **{
+        f"template-cloth-{level}": (
+            1,
+            partial(pasted.template, fixed="cloth", colour_of_cloth=colour),
+        )
+        for level, colour in (
+            ("333333", (51, 51, 51)),
+            ("515151", (81, 81, 81)),
+            ("929292", (146, 146, 146)),
+            ("dadad9", (218, 218, 217)),
+        )
+    },
+}
+
+_ALL = {**_KINDS, **_FIXED}
+
+MASKTHEFACE = tuple(_FIXED)
+"""The nine masks that section 4.3 of canet tests on: kinds that are drawn only when they are named."""
+
 
 class Occlusion(NamedTuple):
     """An occluded image.
@@ -55,7 +77,7 @@ class Occlusion(NamedTuple):
 
 
 def kinds() -> tuple[str, ...]:
-    """Names of all kinds of occlusion."""
+    """Names of all kinds of occlusion that are drawn when none are named; those of :data:`MASKTHEFACE` exist too."""
     return tuple(_KINDS)
 
 
@@ -67,7 +89,7 @@ def fingerprint(kinds: Sequence[str] | None = None) -> str:
     """
     names = sorted(_chosen(kinds))
     digest = hashlib.sha256("\n".join(["deocc.occlude", str(VERSION), *names]).encode())
-    if not {"template", "keypoint-paste"}.isdisjoint(names):
+    if not {"template", "keypoint-paste", *_FIXED}.isdisjoint(names):
         digest.update(pasted.assets_digest())
     return digest.hexdigest()[:16]
 
@@ -95,7 +117,7 @@ def occlude(
     draw = Draw(seed)
     kind = _pick(draw, names)
     face = find_face(image, points)
-    top, left, fill, alpha = _KINDS[kind][1](face, draw)
+    top, left, fill, alpha = _ALL[kind][1](face, draw)
     occluded, occlusion = image.copy(), np.zeros(image.shape[:2], np.uint8)
     area = slice(top, top + alpha.shape[0]), slice(left, left + alpha.shape[1])
     occluded[area] = composite_uint8(occluded[area], fill, alpha)
@@ -111,7 +133,7 @@ def kind_of(seed: int, *, kinds: Sequence[str] | None = None) -> str:
 
 
 def _pick(draw: Draw, names: Sequence[str]) -> str:
-    return draw.pick("kind", names, [_KINDS[name][0] for name in names])
+    return draw.pick("kind", names, [_ALL[name][0] for name in names])
 
 
 def _chosen(kinds: Sequence[str] | None) -> tuple[str, ...]:
@@ -120,10 +142,10 @@ def _chosen(kinds: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(kinds, str):
         raise UsageError(f"kinds must be a sequence of names such as [{kinds!r}], got the string {kinds!r}")
     for name in kinds:
-        if name not in _KINDS:
-            close = difflib.get_close_matches(str(name), _KINDS, 1)
+        if name not in _ALL:
+            close = difflib.get_close_matches(str(name), _ALL, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"unknown kind of occlusion {name!r}{hint} (there are {', '.join(_KINDS)})")
+            raise UsageError(f"unknown kind of occlusion {name!r}{hint} (there are {', '.join(_ALL)})")
     if not kinds:
         raise UsageError(f"kinds must name at least one of {', '.join(_KINDS)}, or be None for all, got none")
     return tuple(dict.fromkeys(kinds))

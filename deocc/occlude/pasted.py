@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deocc.errors import InputError
 from deocc.occlude.masks import Sheet, cloth_colour, ear_loops, worn
-from deocc.occlude.paint import F32, F64, U8, Draw, Layer, bounds, to_bytes
+from deocc.occlude.paint import F32, F64, U8, Colour, Draw, Layer, bounds, to_bytes
 from deocc.occlude.pose import Face
 
 # Six anchors of each picture in its pixels: upper corner, bridge of the nose, upper corner; lower corner, chin, lower
@@ -148,9 +148,16 @@ def _bilinear(pixels: U8, x: F32, y: F32) -> tuple[F32, U8]:
     return colour, alpha.astype(np.uint8)
 
 
-def template(face: Face, draw: Draw) -> Layer:
-    """A picture of a mask: the view that fits the head's turn, warped by six anchors, tinted, lit like the face."""
-    name = draw.pick("template", NAMES)
+def template(face: Face, draw: Draw, *, fixed: str = "", colour_of_cloth: Colour | None = None) -> Layer:
+    """A picture of a mask: the view that fits the head's turn, warped by six anchors, tinted, lit like the face.
+
+    Args:
+        face: whose.
+        draw: where it is worn, and, unless it is ``fixed``, which picture and in what colour.
+        fixed: the one of :data:`NAMES` to use, in its own colour or in ``colour_of_cloth``.
+        colour_of_cloth: RGB.
+    """
+    name = fixed or draw.pick("template", NAMES)
     turned = face.sin_yaw + draw.uniform("view", -0.08, 0.08)
     view, mirrored = ("_left", turned > 0) if abs(turned) > 0.38 else ("", draw.chance("mirrored", 0.5))
     draw.record["view"] = {"": "front", "_left": "right" if mirrored else "left"}[view]
@@ -170,12 +177,14 @@ def template(face: Face, draw: Draw) -> Layer:
     sheet = Sheet.lay(face, draw, box, lift)
     colour, alpha = _warp(face, f"{name}{view}", mirrored, target, sheet.grid.x + np.float32(face.axis), sheet.grid.y)
     sheet.alpha = alpha
-    if draw.chance("recoloured", 0.3):
+    wanted = colour_of_cloth
+    if not fixed and draw.chance("recoloured", 0.3):
         wanted = cloth_colour(draw, "colour")
+    if wanted is not None:
         luma = colour[..., 0] * np.float32(0.3) + colour[..., 1] * np.float32(0.59) + colour[..., 2] * np.float32(0.11)
         gain = 1.15 / {"cloth": 45, "surgical_blue": 190, "surgical_green": 150}.get(name, 200)
         colour = luma[..., None] * (np.array(wanted, np.float32) * np.float32(gain))
-    else:
+    elif not fixed:
         gains = [draw.uniform(f"gain_{channel}", 0.88, 1.12) for channel in "rgb"]
         colour *= np.array(gains, np.float32)
     sheet.fill = colour

@@ -50,7 +50,9 @@ def domain_constrained_ranking(
     precision, which finds the hardest among near duplicates too.
 
     Features and centres promote to one dtype, inside ``torch.autocast`` too. Half precision is computed in float32 and
-    rounded once. Any strides are accepted. The same call gives the same bits, for any number of threads on the CPU.
+    rounded once. Choosing among all centres takes little more than half the time in bfloat16 on a processor that
+    multiplies it (AVX512-BF16), and chooses the same. Any strides are accepted. The same call gives the same bits, for
+    any number of threads on the CPU.
 
     Args:
         features: (N, D) floating point (float64, float32, bfloat16 or float16). Neither they nor centers are divided
@@ -257,7 +259,7 @@ def _fake(
 
 
 def _fake_backward(gradient: Tensor, by_features: Tensor) -> Tensor:
-    return torch.empty_like(by_features, memory_format=torch.contiguous_format)
+    return gradient.new_empty(by_features.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -265,14 +267,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(by_features)
     # The derivative, and not the inputs: the centres may have been updated before it is asked for.
     ctx.save_for_backward(by_features)
-    ctx.dtype, ctx.derivative = inputs[0].dtype, inputs[-1]
+    ctx.derivative = inputs[-1]
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     if not ctx.derivative:
         raise RuntimeError("torch.ops.deocc.domain_constrained_ranking was called with derivative=False")
     by_features = torch.ops.deocc.domain_constrained_ranking_backward(gradient, *ctx.saved_tensors)
-    return by_features.to(ctx.dtype), *[None] * 9
+    return by_features, *[None] * 9
 
 
 _OPERATOR.define(

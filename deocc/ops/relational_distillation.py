@@ -34,8 +34,9 @@ def relational_distillation(student: Tensor, teacher: Tensor, *, distance: float
       shorter direction there.
     - NaN and infinities anywhere make the loss NaN; of the gradient nothing is promised then.
 
-    The embeddings promote to one dtype, inside ``torch.autocast`` too. Any strides are accepted. The same call gives
-    the same bits for the same number of threads.
+    The embeddings promote to one dtype, inside ``torch.autocast`` too; none is faster than another, since rows minus
+    their mean are no longer of half precision. Any strides are accepted. The same call gives the same bits for the
+    same number of threads.
 
     Args:
         student: (N, Ds) floating point (float64, float32, bfloat16 or float16). Not normalised here.

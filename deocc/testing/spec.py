@@ -24,7 +24,7 @@ class Case:
         inputs: draws the tensors of a call, float64 or of integers.
         options: keyword arguments of the call.
         floors: bench ``"<device> <measure>"``, with `` tuned`` behind it when malloc keeps freed memory -> the least
-            ratio to eager PyTorch that is accepted.
+            ratio to eager PyTorch that is accepted; with ``bfloat16`` before the measure, to our own float32.
     """
 
     name: str

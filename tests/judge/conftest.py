@@ -97,7 +97,7 @@ class Oracle(Nothing):
         self.seen += len(image)
         visible = 1 - occlusion
         distances = torch.stack(
-            [((self.faces - one) * seen).square().sum((1, 2, 3)) for one, seen in zip(image, visible)]
+            [((self.faces - one) * seen).square().sum((1, 2, 3)) for one, seen in zip(image, visible, strict=True)]
         )
         return Restored(self.faces[distances.argmin(dim=1)], torch.ones_like(occlusion))
 

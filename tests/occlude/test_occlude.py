@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deocc.errors import InputError, UsageError
-from deocc.occlude import Occlusion, fingerprint, kind_of, kinds, occlude
+from deocc.occlude import MASKTHEFACE, Occlusion, fingerprint, kind_of, kinds, occlude
 
 Make = Callable[..., tuple[NDArray[np.uint8], NDArray[np.float64]]]
 
@@ -60,6 +60,24 @@ def test_same_seed_same_bytes_everywhere(face: Make, kind: str) -> None:
     results = [occlude(image, landmarks, seed, kinds=[kind]) for seed in (0, 1, 2, 3)]
     combined = hashlib.sha256("".join(map(digest, results)).encode()).hexdigest()[:16]
     assert combined == GOLDEN[kind]
+
+
+@pytest.mark.parametrize("kind", MASKTHEFACE)
+def test_the_nine_masks_of_the_paper_are_drawn_when_they_are_named(face: Make, kind: str) -> None:
+    image, landmarks = face()
+    one, other = (occlude(image, landmarks, seed, kinds=[kind]) for seed in (0, 1))
+    assert (one.occlusion > 127).mean() > 0.05
+    assert not np.array_equal(one.image, other.image)  # worn in another place
+    assert kind not in kinds()
+
+
+def test_the_four_cloths_differ_in_their_grey_alone(face: Make) -> None:
+    image, landmarks = face()
+    made = [occlude(image, landmarks, 0, kinds=[kind]) for kind in MASKTHEFACE if "cloth" in kind]
+    assert all(np.array_equal(one.occlusion, made[0].occlusion) for one in made)
+    levels = [one.image[one.occlusion == 255].mean() for one in made]
+    assert levels == sorted(levels)
+    assert levels[-1] - levels[0] > 80
 
 
 def test_vector_instructions_and_threads_do_not_matter(tmp_path: Path) -> None:

@@ -170,13 +170,14 @@ def test_threads_agree(threads: int) -> None:
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("width", ["avx2", "narrow"])
+@pytest.mark.parametrize("width", ["avx512", "avx2", "narrow"])
 def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
     """In another process: the width is chosen once."""
     script = (
         "import torch; from deocc.ops import contextual_attention as ca; g = torch.Generator().manual_seed(0);"
         "f, b = torch.randn(2, 1, 20, 20, 44, generator=g).mul(0.3).requires_grad_().unbind(0);"
-        "r = ca(f, b); torch.save([r.detach(), *torch.autograd.grad(r.square().sum(), (f, b))], {!r})"
+        "out = [[r.detach(), *torch.autograd.grad(r.square().sum(), (f, b))] for t in (torch.float32, torch.bfloat16)"
+        " for r in [ca(f.to(t), b.to(t))]]; torch.save(out[0] + out[1], {!r})"
     )
     results = []
     for variable in (None, width):
@@ -184,8 +185,8 @@ def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
         environment = os.environ | ({"DEOCC_VECTOR": variable} if variable else {})
         subprocess.run([sys.executable, "-c", script.format(str(path))], env=environment, check=True)
         results.append(torch.load(path))
-    for one, other in zip(*results, strict=True):
-        assert relative_error(one, other.double()) <= 1e-5
+    for index, (one, other) in enumerate(zip(*results, strict=True)):
+        assert relative_error(one, other.double()) <= (1e-5 if index < 3 else 1e-2)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import pad
 
 from deocc.errors import InputError
 from deocc.ops import DomainCenters, backends, domain_constrained_ranking
@@ -246,12 +247,32 @@ def test_threads_give_the_same_bits(case: str) -> None:
         assert torch.equal(result[1], results[0][1])
 
 
-@pytest.mark.parametrize("width", ["avx2", "narrow"])
-def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
-    """In another process: the width is chosen once."""
+@pytest.mark.parametrize("margin", [(0, 0), (1, 2), (1, 3), (2, 2)], ids=str)
+def test_bfloat16_may_lie_anywhere(margin: tuple[int, int]) -> None:
+    """Two elements are read as one where they can be: rows at odd places cannot."""
+    features, labels, domains, centers, known = SPEC.case("every-one-another").draw(dtype=torch.bfloat16)
+    wanted = loss_and_gradient(domain_constrained_ranking, features, labels, domains, centers, known)
+    one, other = (pad(value, margin)[..., margin[0] : value.shape[-1] + margin[0]] for value in (features, centers))
+    got = loss_and_gradient(domain_constrained_ranking, one, labels, domains, other, known)
+    across = other.transpose(1, 2).contiguous().transpose(1, 2)
+    for found in (got, loss_and_gradient(domain_constrained_ranking, one, labels, domains, across, known)):
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+    given = one, labels, domains != 0
+    mixed = [
+        torch.ops.deocc.domain_constrained_ranking(*given, value, known, 0.7, 0.5, 0.75, False, True)
+        for value in (other, other.float())
+    ]
+    torch.testing.assert_close(*mixed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("width", ["avx512", "avx2", "narrow"])
+def test_narrower_vectors_give_the_same(width: str, dtype: str, tmp_path: Path) -> None:
+    """In another process: the width is chosen once. Products of bfloat16 choose, and do not compute, distances."""
     script = (
         "import torch; from deocc.testing.operators import SPECS; s = SPECS['domain_constrained_ranking'];"
-        "f, *x = s.case('minibatch-all').draw(dtype=torch.float32); f.requires_grad_();"
+        f"f, *x = s.case('minibatch-all').draw(dtype=torch.{dtype}); f.requires_grad_();"
         "r = s.function(f, *x, negatives='all'); torch.save([r.detach(), *torch.autograd.grad(r, f)], {!r})"
     )
     results = []
@@ -293,7 +314,7 @@ for name in ("smoke", "unknown", "unknown-all", "nothing-known", "one-image", "n
     got, gradient = kernel.domain_constrained_ranking(*given)
     torch.testing.assert_close(got, wanted.detach())
     torch.testing.assert_close(gradient, *torch.autograd.grad(wanted, features))
-    twice = kernel.domain_constrained_ranking_backward(torch.tensor(2.0), gradient)
+    twice = kernel.domain_constrained_ranking_backward(gradient.new_tensor(2.0), gradient)
     torch.testing.assert_close(twice, 2 * gradient)
 features, labels, domains, centers, known = spec.case("smoke").draw(dtype=torch.bfloat16)
 options = 0.7, 0.5, 0.75, True, True

@@ -271,6 +271,15 @@ def test_threads_agree(name: str, order: str) -> None:
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_half_precision_is_read_and_written(dtype: torch.dtype) -> None:
+    """As PyTorch does; averages of two neighbours lie half way between them, and have to be rounded."""
+    every = torch.arange(1 << 16).to(torch.int16).view(dtype).reshape(1, 1, 256, 256)
+    torch.testing.assert_close(area_downsample(every, (256, 256)), every, rtol=0, atol=0, equal_nan=True)
+    halfway = every.float().unflatten(3, (128, 2)).sum(4).mul(0.5).to(dtype)
+    torch.testing.assert_close(area_downsample(every, (256, 128)), halfway, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("width", ["avx2", "narrow"])
 def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
     """In another process: the width is chosen once."""

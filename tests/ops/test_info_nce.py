@@ -253,7 +253,7 @@ def test_threads_agree(threads: int, count: int) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("width", ["avx2", "narrow"])
+@pytest.mark.parametrize("width", ["avx512", "avx2", "narrow"])
 def test_narrower_vectors_give_the_same(width: str, tmp_path: Path) -> None:
     """In another process: the width is chosen once."""
     script = (

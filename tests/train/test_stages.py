@@ -14,6 +14,7 @@ from torch import Tensor
 from deocc import plugins, weights
 from deocc.config import from_toml
 from deocc.data import IdentityFolder, ImageFolder, PackedFaces, pack
+from deocc.data.people import read_people, training_people
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.faces import TEMPLATE_112, Face
 from deocc.images import write_image
@@ -124,6 +125,8 @@ def test_train_from_names_and_paths(tmp_path: Path, packed: Path, monkeypatch: p
     assert card["config"]["width"] == 3
     assert card["recipe"] == "short.toml training.steps=4"
     assert "12 faces" in card["data"]
+    people = read_people(card, "card")
+    assert people == [*training_people(PackedFaces(packed))] * 2  # those evaluated on count too
     state = json.loads((tmp_path / "run/second/log.jsonl").read_text().splitlines()[-1])
     assert state["step"] == 4
     again = train(

@@ -199,4 +199,4 @@ def domain_constrained_ranking(
 
 def domain_constrained_ranking_backward(gradient: Tensor, by_features: Tensor) -> Tensor:
     """gradient () of the loss times the derivative."""
-    return (by_features * gradient.to(by_features.dtype)).contiguous()
+    return (by_features * gradient.to(by_features.dtype)).to(gradient.dtype).contiguous()

@@ -97,9 +97,21 @@ SPECS = (
                     "cpu training": 8.0,
                     "cpu forward tuned": 7.0,
                     "cpu training tuned": 7.0,
+                    "cpu bfloat16 forward": 1.2,
+                    "cpu bfloat16 training": 1.1,
                 },
             ),
-            Case("large", "large", _inputs(1, 8, 96, 96), floors={"cpu forward": 11.5, "cpu training": 11.0}),
+            Case(
+                "large",
+                "large",
+                _inputs(1, 8, 96, 96),
+                floors={
+                    "cpu forward": 11.5,
+                    "cpu training": 11.0,
+                    "cpu bfloat16 forward": 1.2,
+                    "cpu bfloat16 training": 1.1,
+                },
+            ),
         ),
         tolerances={
             torch.float64: (1e-9, 1e-11),

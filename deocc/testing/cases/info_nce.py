@@ -65,6 +65,8 @@ SPECS = (
                     "cpu training": 3.0,
                     "cpu forward tuned": 2.0,
                     "cpu training tuned": 2.0,
+                    "cpu bfloat16 forward": 1.2,
+                    "cpu bfloat16 training": 1.3,
                 },
             ),
         ),

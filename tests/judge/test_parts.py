@@ -1,0 +1,102 @@
+"""Parts are named and identified by everything that decides what they compute."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deocc import weights
+from deocc.errors import UsageError
+from deocc.judge.parts import load_occluder, load_recognizers, load_restorers, split_names, state_digest
+
+BOTH = 'restorer="{module}_parts:Learned", recognizer="{module}_parts:Embed", occluder="{module}_parts:Grey",'
+
+
+def test_names_between_commas() -> None:
+    assert split_names(["a,b", "c"]) == ["a", "b", "c"]
+    assert split_names(["onnx:m.onnx,layout=x.toml,other,d:e.onnx"]) == [
+        "onnx:m.onnx,layout=x.toml",
+        "other",
+        "d:e.onnx",
+    ]
+
+
+@pytest.fixture
+def file(install: Any, tmp_path: Path) -> Path:
+    install("mine", extra=BOTH)
+    parts = importlib.import_module("fake_mine_parts")
+    network = parts.Learned(parts.Config()).network
+    weights.save(
+        tmp_path / "w.safetensors",
+        network.state_dict(),
+        {"method": "mine", "part": "restorer", "config": {"width": 4}, "data": "some faces", "licence": "CC0-1.0"},
+    )
+    return tmp_path / "w.safetensors"
+
+
+def test_what_a_report_says_of_a_part(file: Path) -> None:
+    restorer = load_restorers(["mine"], weight_files={"mine": file})[0]
+    found = restorer.result
+    assert (found.key, found.method, found.distribution, found.version) == ("mine", "mine", "fake-mine", "1.0")
+    assert (found.role, found.occlusion) == ("restorer", "given")
+    assert (found.weights, found.sha256) == ("w.safetensors", weights.read_card(file)["sha256"])
+    assert (found.data, found.licence, found.size, found.zoom) == ("some faces", "CC0-1.0", 16, 0.75)
+    recognizer = load_recognizers(["mine"])[0]
+    assert (recognizer.result.role, recognizer.result.occlusion, recognizer.result.sha256) == ("recognizer", "", "")
+
+
+def test_the_identity_follows_weights_config_source_and_whether_the_occlusion_is_given(
+    file: Path, nothing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = load_restorers(["mine"], weight_files={"mine": file})[0]
+    assert load_restorers(["mine"], weight_files={"mine": file})[0].identity == one.identity
+    other = file.with_name("other.safetensors")
+    tensors, card = weights.read(file, method="mine", part="restorer")
+    weights.save(other, {name: tensor + 1 for name, tensor in tensors.items()}, card)
+    assert load_restorers(["mine"], weight_files={"mine": other})[0].identity != one.identity
+    wide = {**card, "config": {"width": 4, "gain": 2.0}}
+    weights.save(other, tensors, wide)
+    assert load_restorers(["mine"], weight_files={"mine": other})[0].identity != one.identity
+    source = Path(sys.modules["fake_mine_parts"].__file__ or "")
+    source.write_text(source.read_text() + "\n# changed\n")
+    assert load_restorers(["mine"], weight_files={"mine": file})[0].identity != one.identity
+    found, given = load_restorers([nothing], given=["Nothing"])
+    assert (found.key, given.key) == ("Nothing", "Nothing (given)")
+    assert (found.given, given.given) == (False, True)
+    assert found.identity != given.identity
+    assert found.lock is given.lock
+
+
+def test_a_model_beside_the_weights_counts(nothing: Any, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"1")
+    nothing.files = (model,)
+    one = load_restorers([nothing])[0]
+    assert one.result.weights == "model.onnx"
+    model.write_bytes(b"2")
+    assert load_restorers([nothing])[0].identity != one.identity
+
+
+def test_the_digest_of_a_network_without_a_file() -> None:
+    network = torch.nn.Linear(2, 2)
+    before = state_digest(network)
+    with torch.no_grad():
+        network.bias[0] += 1
+    assert state_digest(network) != before
+
+
+def test_an_occluder(file: Path) -> None:
+    part, name, mark = load_occluder("mine")
+    assert (name, len(mark)) == ("mine", 16)
+    assert part.crop_size == 16
+
+
+def test_a_restorer_that_must_be_told_is_not_judged_twice(file: Path, oracle: Any) -> None:
+    assert [one.key for one in load_restorers([oracle], given=["Oracle"])] == ["Oracle"]
+    with pytest.raises(UsageError, match="there is no method 'nobody'"):
+        load_restorers(["nobody"])
