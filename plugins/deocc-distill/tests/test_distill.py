@@ -13,8 +13,8 @@ from deocc_distill.centroids import Centroids, fingerprint
 from deocc_distill.config import Augmentation
 from deocc_distill.distillation import DistillationTraining
 from deocc_distill.faces import OccludedFaces, augment, recrop
-from deocc_distill.network import Generator, Student, settle
-from deocc_distill.recognizer import STUDENT, Recognizer
+from deocc_distill.network import Generator, ResNet18, settle
+from deocc_distill.recognizer import Recognizer
 from deocc_distill.restorer import Restorer
 from deocc_distill.synthesis import CATEGORIES, OCCLUDERS, choose, paste
 
@@ -203,7 +203,7 @@ def test_attention_lets_a_pixel_look_far_away() -> None:
 
 def test_the_paper_student_is_resnet_18() -> None:
     """11.18 million parameters without the classifier (He et al. 2016), and 512 x 128 + 128 of the embedding."""
-    student = Student((64, 128, 256, 512), 128)
+    student = ResNet18((64, 128, 256, 512), 128)
     count = sum(parameter.numel() for parameter in student.parameters())
     assert count == 11_176_512 + 512 * 128 + 128
 
@@ -265,6 +265,40 @@ def test_the_student_learns(faces, centroids, instance: str) -> None:
         assert float(logs[-1][term]) < float(logs[0][term]), term
     assert ("instance" in logs[-1]) == (instance != "none")
     assert set(task.exports()) == {"recognizer"}
+
+
+def test_a_copy_of_the_teacher_begins_as_the_teacher_and_learns(faces, centroids) -> None:
+    settings = settings_of(
+        student__network="teacher",
+        distillation__completion="none",
+        distillation__centroids=str(centroids),
+        distillation__learning_rate=1e-3,
+    )
+    task = DistillationTraining(settings)
+    teacher = plugins.load("mobilefacenet", "recognizer")
+    assert set(task.student.state_dict()) == {f"network.{name}" for name in teacher.network.state_dict()}
+    batch = batch_of(task, faces)
+    task.student.train()
+    image = torch.rand(2, 3, 112, 112)
+    torch.testing.assert_close(torch.nn.functional.normalize(task.student(image), dim=1), teacher(image))
+    logs = [task.step(batch, SingleDevice(), index) for index in range(8)]
+    assert float(logs[-1]["cosine"]) > float(logs[0]["cosine"])
+    for name, value in teacher.network.state_dict().items():
+        trained = task.student.state_dict()[f"network.{name}"]
+        if "running" in name:
+            assert torch.equal(trained, value), name
+    student = Recognizer(settings)
+    student.network.load_state_dict(task.exports()["recognizer"])
+    trained = torch.nn.functional.normalize(task.student(image), dim=1)
+    torch.testing.assert_close(student(image), trained, atol=5e-3, rtol=0)
+
+
+def test_a_copy_needs_a_teacher_that_gradients_go_through(monkeypatch) -> None:
+    if "mobilefacenet" not in plugins.names():
+        pytest.skip("needs the teacher mobilefacenet, which is not installed")
+    monkeypatch.setattr(plugins.get("mobilefacenet").resolve("recognizer"), "differentiable", False)
+    with pytest.raises(UsageError, match="gradients go through, got 'mobilefacenet'"):
+        DistillationTraining(settings_of(student__network="teacher", distillation__completion="none"))
 
 
 def test_relations_are_the_operators_with_the_papers_weights(faces) -> None:
@@ -344,7 +378,7 @@ def test_all_stages_train_and_the_two_files_make_one_recognizer(faces, tmp_path)
     student = deocc.recognizer("distill", weights=written["recognizer"])
     assert (student.crop_size, student.crop_zoom) == (112, 1.0)
     completed = deocc.restorer("distill", weights=written["restorer"])(image.detach()).image
-    torch.testing.assert_close(student(recrop(completed, Crop(128, 0.75), STUDENT).clamp(0, 1)), embedding.detach())
+    torch.testing.assert_close(student(recrop(completed, Crop(128, 0.75), Crop(112, 1.0)).clamp(0, 1)), embedding.detach())
 
 
 def test_the_gradient_passes_the_restorer(restorer) -> None:

@@ -27,13 +27,17 @@ class Generator:
 
 @dataclass(frozen=True)
 class Student:
-    """The shape of the student, a ResNet-18 with one embedding layer.
+    """What the student is.
 
     Attributes:
-        widths: channels of its four groups of two blocks.
+        network: ``"resnet18"``, with one embedding layer, from its beginning, as in the paper; or ``"teacher"``, a copy of
+            the teacher, weights and all, whose batch statistics stay as they are: where there are too few faces to
+            teach a network from nothing.
+        widths: channels of the ResNet's four groups of two blocks.
         dim: of the embedding, which must be the teacher's.
     """
 
+    network: Literal["resnet18", "teacher"] = "resnet18"
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     dim: int = 128
 

@@ -21,8 +21,8 @@ from deocc_distill.centroids import Centroids
 from deocc_distill.config import Config
 from deocc_distill.deocclusion import joined, load
 from deocc_distill.faces import OccludedFaces, check_crop, recrop, to_float
-from deocc_distill.network import Deocclusion, Student, settle
-from deocc_distill.recognizer import STUDENT
+from deocc_distill.network import Deocclusion, settle
+from deocc_distill.student import Student, weights_of
 
 
 class _Distilling(Task):
@@ -42,7 +42,10 @@ class _Distilling(Task):
                 f"the student embeds into its teacher's space: student.dim must be {dim}, that of {settings.teacher}, "
                 f"got {config.student.dim}"
             )
-        self.student: nn.Module = Student(config.student.widths, dim).to(memory_format=torch.channels_last)
+        student = Student(config)
+        # Typed as what it becomes: an engine may wrap it.
+        self.student: nn.Module = student
+        self.student_crop = student.crop
         self.centroids = None
         if settings.cross_entropy or settings.instance == "soft":
             if not settings.centroids:
@@ -82,7 +85,7 @@ class _Distilling(Task):
     def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The faces, occluded, and as the student sees them."""
         image, completed = self._completed(batch)
-        seen = recrop(completed, self.crop, STUDENT).clamp(0, 1)
+        seen = recrop(completed, self.crop, self.student_crop).clamp(0, 1)
         return {"original": image, "occluded": to_float(batch, "occluded", image.device), "seen": seen}
 
     def _complete(self, occluded: Tensor, hole: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ class _Distilling(Task):
 
     def _embed(self, completed: Tensor) -> Tensor:
         """The student's unit embeddings of faces in the restorer's crop."""
-        return F.normalize(self.student(recrop(completed, self.crop, STUDENT)).float(), dim=1)
+        return F.normalize(self.student(recrop(completed, self.crop, self.student_crop)).float(), dim=1)
 
     @torch.no_grad()
     def _teach(self, image: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class DistillationTraining(_Distilling):
 
     def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The student, and the de-occlusion module whose faces it knows where that is this method's own."""
-        exports = {"recognizer": student_weights(self.student)}
+        exports = {"recognizer": weights_of(self.student)}
         if self.generator is not None and self.finder is not None:
             exports["restorer"] = joined(self.generator, self.finder)
         return exports
@@ -300,7 +303,7 @@ class JointTraining(_Distilling):
 
     def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
         """Both parts."""
-        return {"restorer": joined(self.generator, self.finder), "recognizer": student_weights(self.student)}
+        return {"restorer": joined(self.generator, self.finder), "recognizer": weights_of(self.student)}
 
     def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over both modules."""
@@ -311,8 +314,3 @@ class JointTraining(_Distilling):
 
     def _complete(self, occluded: Tensor, hole: Tensor) -> Tensor:
         return occluded + hole * (self.generator(occluded, hole).refined.float() - occluded)
-
-
-def student_weights(student: nn.Module) -> dict[str, Tensor]:
-    """The student's state dict, its numbers in float16: half the file."""
-    return {name: value.half() if value.is_floating_point() else value for name, value in student.state_dict().items()}

@@ -195,7 +195,7 @@ class Block(nn.Module):
         return F.relu(self.second(F.relu(self.first(x))) + skip)
 
 
-class Student(nn.Module):
+class ResNet18(nn.Module):
     """ResNet-18 (He et al. 2016) with a single embedding layer on top.
 
     Args:

@@ -11,10 +11,7 @@ from deocc import method, plugins
 from deocc.faces import Crop
 from deocc_distill.config import Config
 from deocc_distill.faces import recrop
-from deocc_distill.network import Student
-
-STUDENT = Crop(112, 1.0)
-"""What the student looks at."""
+from deocc_distill.student import Student
 
 
 class Recognizer(method.Recognizer):
@@ -31,13 +28,13 @@ class Recognizer(method.Recognizer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.network = Student(config.student.widths, config.student.dim).to(memory_format=torch.channels_last)
+        self.network = Student(config)
         self.restorer: method.Restorer | None = None
         if config.end_to_end:
             self.restorer = plugins.load("distill", "restorer", weights=config.restorer_weights or None)
             self.crop_size, self.crop_zoom = self.restorer.crop_size, self.restorer.crop_zoom
         else:
-            self.crop_size, self.crop_zoom = STUDENT.size, STUDENT.zoom
+            self.crop_size, self.crop_zoom = self.network.crop.size, self.network.crop.zoom
 
     def to(self, device: str | torch.device) -> method.Part:
         """Move both networks."""
@@ -49,5 +46,5 @@ class Recognizer(method.Recognizer):
         """(N, 3, S, S) in [0, 1], S = ``crop_size`` -> (N, D)."""
         faces = image.float()
         if self.restorer is not None:
-            faces = recrop(self.restorer(faces).image, Crop(self.crop_size, self.crop_zoom), STUDENT)
+            faces = recrop(self.restorer(faces).image, Crop(self.crop_size, self.crop_zoom), self.network.crop)
         return self.network(faces.contiguous(memory_format=torch.channels_last))
