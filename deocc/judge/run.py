@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from torch import nn
 import deocc
 from deocc import method
 from deocc.data import PackedFaces, Source
-from deocc.errors import InputError, UsageError
-from deocc.files import atomic_write, make_folder
+from deocc.errors import UsageError
+from deocc.files import atomic_write, locked, make_folder
 from deocc.images import write_image
 from deocc.judge import qualify, result, retrieve, verify
 from deocc.judge.cache import Cache
@@ -138,7 +137,7 @@ def judge(
     with contextlib.ExitStack() as stack:
         if out is not None:
             make_folder(out)
-            stack.enter_context(_locked(Path(out)))
+            stack.enter_context(locked(out, "deocc judge"))
         where = Path(cache) if cache is not None else Path(out) / "cache" if out is not None else None
         kept = Cache(where)
         stack.callback(kept.close)
@@ -386,18 +385,3 @@ class _Album:
         path = f"{PICTURES}/{mark}.png"
         write_image(self._out / path, pixels, overwrite=True)
         return path
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder of a report for this process; the lock goes with the process, however that ends."""
-    try:
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{out} is in use by another deocc judge; wait for it, or give another folder") from error
-        yield
