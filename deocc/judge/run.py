@@ -27,6 +27,7 @@ from deocc.judge.page import write_page
 from deocc.judge.pairs import list_pairs
 from deocc.judge.parts import Loaded, load_recognizers, load_restorers
 from deocc.judge.result import Report
+from deocc.judge.table import write_markdown
 from deocc.judge.views import RESAMPLING, Views, Wants, look, restored_crops
 from deocc.report import INVENTED
 
@@ -81,7 +82,8 @@ def judge(
         restorers, recognizers: names of installed methods (with settings, as :func:`deocc.plugins.load` takes them), or
             the objects themselves.
         tasks: some of :data:`TASKS`.
-        out: folder for ``report.json``, ``report.html``, ``scores.npz`` and ``pictures/``; None writes nothing.
+        out: folder for ``report.json``, ``report.html``, ``report.md``, ``scores.npz`` and ``pictures/``; None writes
+            nothing.
         pairs: list of pairs for verification (:func:`deocc.judge.pairs.read_list`); None takes the data set's own, or
             makes some.
         occluder: None for ``deocc.occlude``; an installed occluder or an :class:`deocc.method.Occluder`; or "real": the
@@ -162,6 +164,7 @@ def judge(
                 report = replace(report, verification=replace(report.verification, scores=SCORES))
             result.write(Path(out) / REPORT, report)
             write_page(out)
+            write_markdown(out, report)
     return report
 
 
