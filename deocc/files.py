@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from deocc.errors import InputError
+from deocc.errors import InputError, UsageError
 
-__all__ = ["atomic_write", "make_folder", "sha256"]
+__all__ = ["atomic_write", "locked", "make_folder", "sha256"]
 
 
 @contextlib.contextmanager
@@ -59,6 +60,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str], user: str) -> Iterator[None]:
+    """Hold a folder for this process, by its file ``.lock``; the lock goes with the process, however that ends.
+
+    Args:
+        folder: must exist.
+        user: what holds such folders, for the sentence: "deocc judge".
+
+    Raises:
+        UsageError: another process holds it.
+        InputError: it cannot be written.
+    """
+    try:
+        file = (Path(folder) / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            # lockf, not flock: a process's workers would inherit the latter and outlive it, when it is killed, with it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"{folder} is in use by another {user} process; wait for it, or give another folder"
+            ) from error
+        yield
 
 
 def make_folder(path: str | os.PathLike[str]) -> bool:

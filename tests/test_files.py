@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deocc.errors import InputError
-from deocc.files import atomic_write, sha256
+from deocc.files import atomic_write, locked, sha256
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -90,3 +90,15 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     with pytest.raises(InputError, match="cannot be read"):
         sha256(tmp_path / "b")
+
+
+def test_one_process_holds_a_folder(tmp_path: Path) -> None:
+    with locked(tmp_path, "test"):
+        script = f"from deocc.files import locked\nwith locked({str(tmp_path)!r}, 'test'): pass"
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "UsageError: " in other.stderr
+    assert "is in use by another test process" in other.stderr
+    with locked(tmp_path, "test"):
+        pass
+    with pytest.raises(InputError, match="cannot be written"), locked(tmp_path / "none", "test"):
+        pass

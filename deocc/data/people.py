@@ -17,7 +17,7 @@ from typing import Any
 from deocc.data.packed import PackedFaces, read_index
 from deocc.errors import WeightsError
 
-__all__ = ["People", "family", "is_name", "people_digests", "read_people", "training_people"]
+__all__ = ["People", "family", "is_name", "merged", "people_digests", "read_people", "training_people"]
 
 DIGITS = 10
 """Hex digits of a digest: two of ten thousand people have the same by chance once in twenty thousand data sets."""
@@ -99,6 +99,15 @@ def read_people(card: dict[str, Any], source: str | Path) -> Sequence[People] | 
     except (TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"{source}: the card's people cannot be read ({type(error).__name__}: {error})") from error
     return found
+
+
+def merged(people: Iterable[People]) -> list[People]:
+    """The same people, each data set's once where one entry holds all of another."""
+    kept: list[People] = []
+    for one in sorted(people, key=lambda one: -len(one.digests)):
+        if not any(one.data == other.data and set(one.digests) <= set(other.digests) for other in kept):
+            kept.append(one)
+    return kept
 
 
 def _words(identity: str) -> list[str]:

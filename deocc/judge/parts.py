@@ -155,7 +155,7 @@ def _object(part: Any, role: Role) -> Loaded:
 
 def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, distribution: str) -> Loaded:
     card = {} if path is None else weights.read_card(path)
-    files = [Path(file) for file in getattr(part, "files", ())]
+    files = part.files
     digest = ""
     if path is not None:
         digest = card["sha256"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from torch import nn
 import deocc
 from deocc import method
 from deocc.data import PackedFaces, Source
-from deocc.errors import InputError, UsageError
-from deocc.files import atomic_write, make_folder
+from deocc.errors import UsageError
+from deocc.files import atomic_write, locked, make_folder
 from deocc.images import write_image
 from deocc.judge import qualify, result, retrieve, verify
 from deocc.judge.cache import Cache
@@ -28,6 +27,7 @@ from deocc.judge.page import write_page
 from deocc.judge.pairs import list_pairs
 from deocc.judge.parts import Loaded, load_recognizers, load_restorers
 from deocc.judge.result import Report
+from deocc.judge.table import write_markdown
 from deocc.judge.views import RESAMPLING, Views, Wants, look, restored_crops
 from deocc.report import INVENTED
 
@@ -82,7 +82,8 @@ def judge(
         restorers, recognizers: names of installed methods (with settings, as :func:`deocc.plugins.load` takes them), or
             the objects themselves.
         tasks: some of :data:`TASKS`.
-        out: folder for ``report.json``, ``report.html``, ``scores.npz`` and ``pictures/``; None writes nothing.
+        out: folder for ``report.json``, ``report.html``, ``report.md``, ``scores.npz`` and ``pictures/``; None writes
+            nothing.
         pairs: list of pairs for verification (:func:`deocc.judge.pairs.read_list`); None takes the data set's own, or
             makes some.
         occluder: None for ``deocc.occlude``; an installed occluder or an :class:`deocc.method.Occluder`; or "real": the
@@ -138,7 +139,7 @@ def judge(
     with contextlib.ExitStack() as stack:
         if out is not None:
             make_folder(out)
-            stack.enter_context(_locked(Path(out)))
+            stack.enter_context(locked(out, "deocc judge"))
         where = Path(cache) if cache is not None else Path(out) / "cache" if out is not None else None
         kept = Cache(where)
         stack.callback(kept.close)
@@ -163,6 +164,7 @@ def judge(
                 report = replace(report, verification=replace(report.verification, scores=SCORES))
             result.write(Path(out) / REPORT, report)
             write_page(out)
+            write_markdown(out, report)
     return report
 
 
@@ -386,18 +388,3 @@ class _Album:
         path = f"{PICTURES}/{mark}.png"
         write_image(self._out / path, pixels, overwrite=True)
         return path
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder of a report for this process; the lock goes with the process, however that ends."""
-    try:
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{out} is in use by another deocc judge; wait for it, or give another folder") from error
-        yield

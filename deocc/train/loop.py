@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import math
 import re
 import time
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from deocc import config, weights
 from deocc.errors import InputError, PluginError, UsageError
+from deocc.files import locked, make_folder
 from deocc.method import Task, Training
 from deocc.train.checkpoint import Checkpoints
 from deocc.train.engine import FitEngine, SingleDevice
@@ -87,7 +87,9 @@ def fit(
     if engine is None:
         engine = SingleDevice(device, training.precision)
     _check_training(training, engine)
-    with _locked(out) if engine.is_global_zero else contextlib.nullcontext():
+    if engine.is_global_zero:
+        make_folder(out)
+    with locked(out, "training") if engine.is_global_zero else contextlib.nullcontext():
         run = _Run(task, train_faces, eval_faces, out, engine, resume=resume, card=dict(card or {}))
         with Bar(out.name, run.step, training.steps, shown=progress and engine.is_global_zero) as bar:
             run.go(bar, training.steps if stop_after is None else min(training.steps, run.step + stop_after))
@@ -392,20 +394,3 @@ def _means(pending: list[Mapping[str, Tensor | float]], step: int) -> dict[str, 
         for name, value in _figures(logs, number).items():
             values.setdefault(name, []).append(value)
     return {name: sum(these) / len(these) for name, these in values.items()}
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the run's folder for this process. The lock goes with the process, however that ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror})") from error
-    with file:
-        try:
-            # lockf, not flock: data-loading workers would inherit the latter and outlive a killed run with it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{out} is in use by another training process") from error
-        yield

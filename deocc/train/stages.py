@@ -17,7 +17,7 @@ from torch import Tensor
 from deocc import config as configuration
 from deocc import plugins, weights
 from deocc.data import PackedFaces, concatenate
-from deocc.data.people import training_people
+from deocc.data.people import merged, read_people, training_people
 from deocc.errors import InputError, UsageError
 from deocc.files import atomic_write
 from deocc.method import Method, Training
@@ -159,6 +159,11 @@ def run(
         part = weights.read_card(start)["part"]
         exports[part], found = weights.read(start, method=method.name, part=part)
         details["started_from"] = {**details.get("started_from", {}), part: found["sha256"]}
+        # What the earlier weights were trained on, these were too; where that is not known, theirs is not either.
+        earlier, ours = read_people(found, start), read_people(details, out)
+        details["people"] = None
+        if earlier is not None and ours is not None:
+            details["people"] = [people.to_card() for people in merged([*ours, *earlier])]
     writes = engine is None or engine.is_global_zero
     seeds = [training.seed for training in _trainings(config)]
     for stage in chosen:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deocc.data import IdentityFolder, PackedFaces, concatenate, pack
-from deocc.data.people import People, family, is_name, people_digests, read_people, training_people
+from deocc.data.people import People, family, is_name, merged, people_digests, read_people, training_people
 from deocc.errors import WeightsError
 from deocc.faces import Crop
 
@@ -63,3 +63,9 @@ def test_to_card() -> None:
         "named": 1,
         "digests": "0" * 10 + "1" * 10,
     }
+
+
+def test_merged_keeps_each_data_set_once_where_one_entry_holds_the_other() -> None:
+    all_of_lfw, some_of_lfw = (People("LFW", 0, digests) for digests in (("a" * 10, "b" * 10), ("b" * 10,)))
+    others = People("LFW", 0, ("c" * 10,)), People("CelebA", 0, ("b" * 10,))
+    assert set(merged([some_of_lfw, *others, all_of_lfw, all_of_lfw])) == {all_of_lfw, *others}

@@ -20,6 +20,7 @@ from deocc.data import PackedFaces
 from deocc.errors import InputError
 from deocc.judge.page import page, write_page
 from deocc.judge.result import Data, Figure, Overlap, Part, QualityRow, Report, read, write
+from deocc.judge.table import print_report
 from deocc.report import INVENTED
 
 
@@ -52,6 +53,21 @@ def shown(browser: str, path: Path, *options: str, width: int = 1200, height: in
         f"--user-data-dir={path.parent / 'profile'}", f"--window-size={width},{height}", *options, path.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_the_tables_are_in_markdown(report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (tmp_path / "report.md").read_text()
+    print_report(report)
+    printed = capsys.readouterr().out
+    titles = re.findall(r"^\*\*(.*)\*\*$", text, re.MULTILINE)
+    assert len(titles) == 7
+    assert all(f"\n{title}\n" in printed for title in titles)
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == len(titles)
+    for table in tables:
+        assert len({line.count(" | ") for line in table}) == 1, table[0]
+        assert len(table) > 2
+    assert text.endswith(f"\n{INVENTED}\n")
 
 
 def test_the_whole_report_is_in_it(report: Report, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_no_faces_no_device_and_no_place_are_clear_errors(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="device 'toaster' cannot be used here"):
         SingleDevice("toaster")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.*cannot be written"):
+    with pytest.raises(InputError, match=r"file.*cannot be made"):
         train(tmp_path / "file/run")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from deocc import plugins, weights
 from deocc.config import from_toml
 from deocc.data import IdentityFolder, ImageFolder, PackedFaces, pack
-from deocc.data.people import read_people, training_people
+from deocc.data.people import People, read_people, training_people
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.faces import TEMPLATE_112, Face
 from deocc.images import write_image
@@ -65,9 +65,18 @@ def test_the_first_stage_starts_from_weights_that_are_given(tmp_path: Path, monk
     assert given[0].keys() == tensors.keys()
     assert all(torch.equal(given[0][name], tensors[name]) for name in tensors)
     assert weights.read_card(paths["restorer"])["started_from"] == {"restorer": card["sha256"]}
+    # Nobody said who the earlier ones were trained on, so nobody knows of these.
+    assert weights.read_card(paths["restorer"])["people"] is None
     weights.save(tmp_path / "other.safetensors", tensors, {**card, "method": "another"})
     with pytest.raises(WeightsError, match="'another'"):
         go(tmp_path / "never", start_from=[tmp_path / "other.safetensors"])
+
+
+def test_the_people_of_weights_to_start_from_are_on_the_card_too(tmp_path: Path) -> None:
+    first, second = (People(data, 0, ("0123456789",)).to_card() for data in ("LFW train", "CelebA"))
+    earlier = go(tmp_path / "earlier", card={"people": [first]})["restorer"]
+    later = go(tmp_path / "later", start_from=[earlier], card={"people": [second]})["restorer"]
+    assert {one.data for one in read_people(weights.read_card(later), later) or ()} == {"LFW train", "CelebA"}
 
 
 def test_finished_stages_are_skipped_and_the_weights_are_the_same(tmp_path: Path) -> None:
