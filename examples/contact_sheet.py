@@ -1,12 +1,13 @@
-"""What restorers draw, on one picture, for faces that nobody selected: ``python examples/contact_sheet.py PACK -o s.png``.
+"""What restorers draw for faces that nobody selected: ``python examples/contact_sheet.py PACK -o sheet.png``.
 
-PACK is a folder of ``deocc data pack``; its first faces are shown in their order. With ``--occlude`` each gets an occlusion
-of these kinds first and is shown as it was too; otherwise faces are taken as they are, in the masks that they wear.
+PACK is a folder of ``deocc data pack``; its first faces are shown in their order. With ``--occlude`` each gets an
+occlusion of these kinds first and is shown as it was too; otherwise faces are taken in the masks that they wear.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from pathlib import Path
 
 import deocc
@@ -40,7 +41,7 @@ def main() -> None:
         shown += [to_uint8(restorer(image).image)[0] for restorer in restorers.values()]
         cells.append(shown)
     names = ["true", "occluded"] if arguments.occlude else ["masked"]
-    rows = [sum(cells[at : at + arguments.across], []) for at in range(0, len(cells), arguments.across)]
+    rows = [list(chain(*cells[at : at + arguments.across])) for at in range(0, len(cells), arguments.across)]
     columns = [*names, *restorers] * min(arguments.across, len(cells))
     write_image(arguments.out, contact_sheet(rows, columns=columns, cell=128, title=faces.title))
 
