@@ -1,13 +1,18 @@
-"""The scripts of examples/ run, import nothing of deocc but its operators, and do what they say."""
+"""The scripts of examples/ run and do what they say; four of them import nothing of deocc but its operators."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
+
+from deocc.data import ImageFolder, pack
+from deocc.images import read_image
+from deocc.plugins import names
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -24,7 +29,7 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 
 def test_nothing_of_deocc_but_its_operators() -> None:
-    scripts = sorted(EXAMPLES.glob("*.py"))
+    scripts = set(EXAMPLES.glob("*.py")) - {EXAMPLES / "contact_sheet.py"}
     assert len(scripts) == 4
     for script in scripts:
         lines = [line for line in script.read_text().splitlines() if re.match(r"(from|import) deocc", line)]
@@ -58,3 +63,14 @@ def test_export() -> None:
         "exported from the reference with 0 operators of deocc",
         "loaded without deocc.ops: works",
     ]
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    if "canet" not in names():
+        pytest.skip("needs canet, which is not installed")
+    with as_file(files("deocc") / "portraits") as portraits:
+        pack(ImageFolder(portraits), tmp_path / "pack")
+    masked, real = tmp_path / "masked.jpg", tmp_path / "real.jpg"
+    run("contact_sheet.py", str(tmp_path / "pack"), "-o", str(masked), "--occlude", "n95", "--across", "2")
+    run("contact_sheet.py", str(tmp_path / "pack"), "-o", str(real), "--across", "2", "--first", "3")
+    assert read_image(masked).shape[1] > 1.4 * read_image(real).shape[1]
