@@ -17,4 +17,8 @@ METHOD = Method(
         "distillation": "deocc_distill.distillation:DistillationTraining",
         "joint": "deocc_distill.distillation:JointTraining",
     },
+    weights={
+        "restorer": "deocc_distill:weights/distill-g-128.safetensors",
+        "recognizer": "deocc_distill:weights/distill-student-112.safetensors",
+    },
 )
