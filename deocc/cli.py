@@ -323,7 +323,8 @@ class JudgeTask(Verb):
         recognizer: Methods that match faces, with commas or spaces between.
         given: Restorers among these that are judged a second time with the true occlusion given to them. Those that
             cannot find one are always given it.
-        weights: Weights of a method, instead of the packaged ones; may be repeated.
+        weights: Weights of a method, instead of the packaged ones; may be repeated, also for both parts of a method:
+            each file says which it belongs to.
         occluder: Installed method that occludes, instead of deocc.occlude; or 'real': the probes wear real masks.
         kinds: Kinds of occlusion of deocc.occlude to choose among. By default all.
         seed: Of the occlusions, each decided by it and the name of the image, and of all that is drawn.
@@ -355,12 +356,12 @@ class JudgeTask(Verb):
         from deocc.judge.parts import split_names
         from deocc.judge.table import print_report
 
-        weights = {}
+        weights: dict[str, list[str]] = {}
         for text in self.weights:
             name, equals, file = text.rpartition("=")
             if not equals or not name or not file:
                 raise UsageError(f"--weights wants METHOD=FILE, got {text!r}")
-            weights[name] = file
+            weights.setdefault(name, []).append(file)
         with _progress(f"judging on {self.data}") as progress:
             report = judge(
                 self.data,

@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 import deocc
-from deocc import method
+from deocc import method, weights
 from deocc.data import PackedFaces, Source
 from deocc.errors import UsageError
 from deocc.files import atomic_write, locked, make_folder
@@ -66,7 +66,7 @@ def judge(
     kinds: Sequence[str] | None = None,
     seed: int = 0,
     given: Sequence[str] = (),
-    weight_files: Mapping[str, str | Path] | None = None,
+    weight_files: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
     features: Sequence[str | Path | nn.Module] = (),
     limit: int | None = None,
     resamples: int = 1000,
@@ -91,7 +91,7 @@ def judge(
         kinds: of ``deocc.occlude``; None for all.
         seed: of the occlusions, and of everything drawn.
         given: names of restorers that find occlusions, to be judged with the true occlusion given to them as well.
-        weight_files: name of a restorer or recognizer -> weights file.
+        weight_files: name of a restorer or recognizer -> weights file; or two files, for a name that is both.
         features: networks for distances between sets, and for LPIPS (:func:`deocc.judge.networks.load_networks`).
             The embeddings of the recognizers are used in any case.
         limit: at most so many pairs, probes and faces, evenly spaced.
@@ -118,22 +118,18 @@ def judge(
         raise UsageError(f"resamples must be 0 or more, got {resamples}")
     if occluder == "real" and "quality" in tasks:
         raise UsageError("quality compares with the true face, which nobody knows under a real mask: leave it out")
-    named = [name for name in (*restorers, *recognizers) if isinstance(name, str)]
-    strangers = sorted(set(weight_files or {}) - set(named))
-    if strangers:
-        raise UsageError(f"weights were given for {strangers[0]!r}, which is none of {', '.join(named)}")
+    files = _weight_files(weight_files or {}, restorer=restorers, recognizer=recognizers)
     one = _Judge(
         open_faces(data),
         Occluding(occluder, kinds, seed, device),
-        load_restorers(restorers, given=given, weight_files=weight_files, device=device),
-        load_recognizers(recognizers, weight_files=weight_files, device=device),
+        load_restorers(restorers, given=given, weight_files=files["restorer"], device=device),
+        load_recognizers(recognizers, weight_files=files["recognizer"], device=device),
         load_networks(features, device) if "quality" in tasks else [],
     )
     if one.occluding.real and any(restorer.given for restorer in one.restorers):
         blind = next(restorer.key for restorer in one.restorers if restorer.given)
         raise UsageError(f"the true occlusion under a real mask is not known, so it cannot be given to {blind!r}")
-    clash = {part.key for part in one.restorers} & {part.key for part in one.recognizers}
-    clash |= {network.key for network in one.networks} & {part.key for part in one.recognizers}
+    clash = {network.key for network in one.networks} & {part.key for part in one.recognizers}
     if clash:
         raise UsageError(f"two different things are called {min(clash)!r}; rename one")
     with contextlib.ExitStack() as stack:
@@ -166,6 +162,25 @@ def judge(
             write_page(out)
             write_markdown(out, report)
     return report
+
+
+def _weight_files(
+    given: Mapping[str, str | Path | Sequence[str | Path]], **named: Sequence[object]
+) -> dict[str, dict[str, str | Path]]:
+    """Role -> name -> file: a file goes where its card says that it belongs."""
+    found: dict[str, dict[str, str | Path]] = {role: {} for role in named}
+    for name, files in given.items():
+        roles = [role for role, names in named.items() if name in names]
+        if not roles:
+            known = [known for names in named.values() for known in names if isinstance(known, str)]
+            raise UsageError(f"weights were given for {name!r}, which is none of {', '.join(known)}")
+        for file in [files] if isinstance(files, str | Path) else files:
+            role = weights.read_card(file)["part"]
+            if role not in roles or name in found[role]:
+                fault = f"has two files for its {role}" if role in roles else f"is judged as a {' and '.join(roles)}"
+                raise UsageError(f"{file} holds weights of a {role}, but {name!r} {fault}")
+            found[role][name] = file
+    return found
 
 
 def verification(data: str | Path | Source | PackedFaces, **options: Any) -> Report:

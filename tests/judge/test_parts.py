@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from deocc import weights
+from deocc import judge, weights
 from deocc.errors import UsageError
 from deocc.judge.parts import load_occluder, load_recognizers, load_restorers, split_names, state_digest
 
@@ -100,3 +100,14 @@ def test_a_restorer_that_must_be_told_is_not_judged_twice(file: Path, oracle: An
     assert [one.key for one in load_restorers([oracle], given=["Oracle"])] == ["Oracle"]
     with pytest.raises(UsageError, match="there is no method 'nobody'"):
         load_restorers(["nobody"])
+
+
+def test_a_weights_file_goes_to_the_part_that_its_card_names(
+    file: Path, packed: Any, nothing: Any, pixels: Any
+) -> None:
+    report = judge.quality(packed, restorers=["mine"], recognizers=["mine"], weight_files={"mine": [file]}, limit=4)
+    assert (report.restorers[0].weights, report.recognizers[0].weights) == ("w.safetensors", "")
+    with pytest.raises(UsageError, match="holds weights of a restorer, but 'mine' is judged as a recognizer"):
+        judge.quality(packed, restorers=[nothing], recognizers=["mine"], weight_files={"mine": file})
+    with pytest.raises(UsageError, match="'mine' has two files for its restorer"):
+        judge.quality(packed, restorers=["mine"], recognizers=[pixels], weight_files={"mine": [file, file]})
