@@ -30,8 +30,8 @@ class Student:
     """What the student is.
 
     Attributes:
-        network: ``"resnet18"``, with one embedding layer, from its beginning, as in the paper; or ``"teacher"``, a copy of
-            the teacher, weights and all, whose batch statistics stay as they are: where there are too few faces to
+        network: ``"resnet18"``, with one embedding layer, from its beginning, as in the paper; or ``"teacher"``, a copy
+            of the teacher, weights and all, whose batch statistics stay as they are: where there are too few faces to
             teach a network from nothing.
         widths: channels of the ResNet's four groups of two blocks.
         dim: of the embedding, which must be the teacher's.
