@@ -24,7 +24,7 @@ SURFACE = {
         "Crop DenseField Detector Face FaceMesh FaceModel MorphableModel TEMPLATE_112 align colour_field dense_field "
         "face_model paste_back"
     ),
-    "deocc.files": "atomic_write make_folder sha256",
+    "deocc.files": "atomic_write locked make_folder sha256",
     "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
     "deocc.info": "main text",
     "deocc.judge": "Report TASKS judge quality read retrieval verification write",
