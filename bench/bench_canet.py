@@ -7,7 +7,6 @@ operator of ours could save. The paper states 0.248 s for an image of 256x256 on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 from deocc import config, plugins
 from deocc.errors import DeoccError
 from deocc.train import SingleDevice
-
-
-def _on_reference(function: Callable[[], object]) -> Callable[[], object]:
-    def run() -> object:
-        os.environ |= {"DEOCC_BACKEND": "reference", "DEOCC_STRICT": "0"}
-        try:
-            return function()
-        finally:
-            del os.environ["DEOCC_BACKEND"]
-            os.environ["DEOCC_STRICT"] = "1"
-
-    return run
 
 
 def share_of_convolutions(function: Callable[[], object]) -> float:
@@ -51,7 +38,7 @@ def _method() -> Any:
 
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("size", [128, 256])
-def test_restoration(benchmark: Any, compare: Any, device: str, size: int, batch: int) -> None:
+def test_restoration(benchmark: Any, compare: Any, on_reference: Any, device: str, size: int, batch: int) -> None:
     _method()
     restorer = plugins.load("canet", "restorer", device=device)
     image = torch.rand(batch, 3, size, size, device=device)
@@ -61,14 +48,16 @@ def test_restoration(benchmark: Any, compare: Any, device: str, size: int, batch
     def restore() -> object:
         return restorer(image, occlusion)
 
-    compare(restore, _on_reference(restore))
+    compare(restore, on_reference(restore))
     benchmark.extra_info["images a second"] = round(batch / benchmark.stats["median"], 2)
     benchmark.extra_info["of which convolutions"] = round(share_of_convolutions(restore), 3)
 
 
 @pytest.mark.parametrize("stage", ["siamese", "joint"])
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-def test_training_step(benchmark: Any, compare: Any, device: str, stage: str, precision: str) -> None:
+def test_training_step(
+    benchmark: Any, compare: Any, on_reference: Any, device: str, stage: str, precision: str
+) -> None:
     """Of the packaged architecture at 128x128, 16 faces a step, the whole queue of 65,536 keys; without VGG-16's style
     loss, whose weights are not packaged."""
     method = _method()
@@ -88,6 +77,6 @@ def test_training_step(benchmark: Any, compare: Any, device: str, stage: str, pr
     def step() -> object:
         return task.step(batch, engine, 1)
 
-    compare(step, _on_reference(step))
+    compare(step, on_reference(step))
     benchmark.extra_info["steps a second"] = round(1 / benchmark.stats["median"], 3)
     benchmark.extra_info["of which convolutions"] = round(share_of_convolutions(step), 3)

@@ -7,7 +7,6 @@ distillation step against the same step without the relational losses, in the sa
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +17,6 @@ import torch
 from deocc import config, plugins
 from deocc.ops import relational_distillation
 from deocc.train import SingleDevice
-
-
-def _on_reference(function: Callable[[], object]) -> Callable[[], object]:
-    def run() -> object:
-        os.environ |= {"DEOCC_BACKEND": "reference", "DEOCC_STRICT": "0"}
-        try:
-            return function()
-        finally:
-            del os.environ["DEOCC_BACKEND"]
-            os.environ["DEOCC_STRICT"] = "1"
-
-    return run
 
 
 def _method(*needed: str) -> Any:
@@ -49,7 +36,7 @@ def _part(method: Any, part: str, recipe: str, device: str) -> Any:
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("recipe", ["small", "paper"])
-def test_restoration(benchmark: Any, compare: Any, device: str, recipe: str, batch: int) -> None:
+def test_restoration(benchmark: Any, compare: Any, on_reference: Any, device: str, recipe: str, batch: int) -> None:
     """At 256x256, a quarter of the image occluded."""
     restorer = _part(_method(), "restorer", recipe, device)
     image = torch.rand(batch, 3, 256, 256, device=device)
@@ -59,7 +46,7 @@ def test_restoration(benchmark: Any, compare: Any, device: str, recipe: str, bat
     def restore() -> object:
         return restorer(image, occlusion)
 
-    compare(restore, _on_reference(restore))
+    compare(restore, on_reference(restore))
     benchmark.extra_info["images a second"] = round(batch / benchmark.stats["median"], 2)
 
 

@@ -204,6 +204,22 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Comp
 
 
 @pytest.fixture
+def on_reference(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    """Makes of a function one that does the same on the reference operators (``DEOCC_BACKEND=reference``)."""
+
+    def wrapped(function: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            with monkeypatch.context() as patch:
+                patch.setenv("DEOCC_BACKEND", "reference")
+                patch.setenv("DEOCC_STRICT", "0")
+                return function()
+
+        return run
+
+    return wrapped
+
+
+@pytest.fixture
 def thread_speedup(benchmark: Any, device: str) -> Callable[[Callable[[], object]], float]:
     """``thread_speedup(function)``: the time on one thread over that on two, taking turns."""
 
