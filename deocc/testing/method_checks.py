@@ -660,7 +660,7 @@ def _check_occlusion(what: str, occlusion: Any, image: Tensor) -> None:
 
 def _check_range(what: str, values: Tensor) -> None:
     if values.numel():
-        low, high = float(values.min()), float(values.max())
+        low, high = (float(value) for value in values.detach().aminmax())
         _require(low >= 0 and high <= 1, f"{what} must lie in [0, 1], got values from {low:g} to {high:g}")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
-from deocc_canet.losses import edges_loss, field_loss, identity_loss
+from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss
 from deocc_canet.network import Completer, Network, settle, spread
 from deocc_canet.restorer import Restorer
 
@@ -73,6 +73,22 @@ def test_a_partly_covered_pixel_is_completed_as_a_whole(restorer) -> None:
     assert torch.equal(restored.occlusion, (occlusion > 0).float())
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_many_faces_are_restored_as_each_alone(restorer, given: bool, monkeypatch) -> None:
+    image = torch.rand(5, 3, 64, 64)
+    occlusion = torch.zeros(5, 1, 64, 64) if given else None
+    if given:
+        occlusion[..., 20:50, 10:40] = 1
+    whole = restorer(image, occlusion)
+    monkeypatch.setattr("deocc_canet.restorer._CPU_PIXELS", 2 * 64 * 64)  # 2 + 2 + 1
+    parts = restorer(image, occlusion)
+    torch.testing.assert_close(parts.image, whole.image)
+    assert torch.equal(parts.occlusion, whole.occlusion)
+    assert list(parts.extras) == list(whole.extras)
+    for name in whole.extras:
+        torch.testing.assert_close(parts.extras[name], whole.extras[name])
+
+
 def test_spread_grows_by_the_radius() -> None:
     point = torch.zeros(1, 1, 9, 9)
     point[..., 4, 4] = 1
@@ -130,6 +146,17 @@ def test_augmentation_moves_landmarks_and_field_with_the_face() -> None:
     assert mirrored
 
 
+def test_the_gate_loss_is_least_where_alpha_is_the_occlusion() -> None:
+    hole = torch.zeros(1, 1, 8, 8)
+    hole[..., 2:6, 2:6] = 1
+    open_in_the_hole = (20 * hole - 10).expand(1, 3, 8, 8)
+    assert float(gate_loss(open_in_the_hole, hole)) == pytest.approx(0, abs=1e-4)
+    assert float(gate_loss(-open_in_the_hole, hole)) == pytest.approx(10, abs=1e-3)
+    shut = torch.full((1, 3, 8, 8), -30.0, requires_grad=True)
+    gate_loss(shut, hole).backward()
+    assert bool((shut.grad[hole.expand_as(shut) > 0] < 0).all())  # however far shut, it is pushed open
+
+
 def test_edges_see_patterns_and_no_shift_of_colour() -> None:
     hole = torch.zeros(1, 1, 16, 16)
     hole[..., 4:12, 4:12] = 1
@@ -158,6 +185,17 @@ def test_the_identity_loss_is_the_squared_distance_of_embeddings() -> None:
     found = identity_loss(recognizer, one, other, 1.0, SingleDevice(), views=False)
     assert float(found) == pytest.approx(float(wanted), abs=1e-3)
     assert float(identity_loss(recognizer, one, one, 1.0, SingleDevice(), views=True)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_identity_loss_teaches_brightness_and_no_colour() -> None:
+    recognizer = deocc.recognizer("mobilefacenet")
+    true = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
+    image = (true + 0.1).requires_grad_()
+    identity_loss(recognizer, image, true, 1.0, SingleDevice(), views=True).backward()
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    brightness = image.grad.sum(1, keepdim=True)
+    assert float(brightness.abs().max()) > 0
+    torch.testing.assert_close(image.grad, brightness * luma)
 
 
 def settings_of(**changes: str):
@@ -244,7 +282,9 @@ def test_the_second_stage_learns_what_it_is_asked_to(fusion: str, tmp_path) -> N
     task = plugins.get("canet").resolve("joint")(settings)
     batch = batch_of(task)
     logs = [task.step(batch, SingleDevice(), index) for index in range(40)]
-    for term in ("find", "reconstruction", "field"):
+    terms = ["find", "reconstruction", "field"] + (["gate"] if fusion == "true" else [])
+    assert ("gate" in logs[0]) == (fusion == "true")
+    for term in terms:
         assert float(logs[-1][term]) < 0.8 * float(logs[0][term]), term
     assert {"identity", "edges", "adversarial", "discriminator"} <= set(logs[-1])
     Restorer(settings).network.load_state_dict(task.exports()["restorer"])
@@ -263,10 +303,12 @@ def test_the_terms_are_averaged_over_the_selected_layers() -> None:
 
     sizes = [(64, 64), (32, 32), (16, 16)]
     outputs = [Output(area_downsample(image, s), area_downsample(field, s), None) for s in sizes]
-    terms = task._structure(outputs, image, field)
+    hole = torch.zeros(2, 1, 64, 64)
+    terms = task._structure(outputs, image, field, hole)
     assert float(terms["reconstruction"]) == 0
+    assert "gate" not in terms  # there are none without fusion
     outputs[1] = Output(outputs[1].image + 0.2, outputs[1].field + 0.5, None)
-    terms = task._structure(outputs, image, field)
+    terms = task._structure(outputs, image, field, hole)
     assert float(terms["reconstruction"]) == pytest.approx(6 * 0.2 / 3, rel=1e-4)
     assert float(terms["field"]) == pytest.approx(0.1 * 0.5 * math.sqrt(2) / 3, rel=1e-2)
 

@@ -59,13 +59,16 @@ class Losses:
     Attributes:
         reconstruction: mean absolute difference (eq. 10).
         dense_field: mean over the pixels of the distance of (u, v) (eq. 9); needs packs with a dense field.
+        gate: cross-entropy between alpha of the fusion modules (eq. 7) and the occlusion. The paper does not have it.
+            Without it a new network's alpha first goes to 0 everywhere, the hole too, where it passes no gradient on to
+            what is drawn, and stays there for thousands of steps.
         style: mean absolute difference of the Gram matrices of VGG-16's features (eq. 11); needs ``style_weights``.
         style_weights: safetensors file of :class:`deocc.losses.StyleLoss`.
         style_maps: how many of VGG-16's five tapped maps, the first one first.
         identity: squared distance of the unit embeddings (eq. 12), by ``identity_method``.
         identity_method: an installed method whose recognizer is differentiable; the paper's is LightCNN.
-        identity_views: look through a slight blur, from another place, angle and side for every face, so that the
-            recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
+        identity_views: look through a slight blur, from another place, angle and side for every face, at its brightness
+            alone, so that the recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
         perceptual: LPIPS; needs ``perceptual_weights``. Named in section 3.4 and given no weight there.
         perceptual_weights: safetensors file of :class:`deocc.losses.LPIPS`.
         adversarial: hinge loss of a patch discriminator at layer 1. Named in section 3.4 and given no weight there.
@@ -76,6 +79,7 @@ class Losses:
 
     reconstruction: float = 6.0
     dense_field: float = 0.1
+    gate: float = 0.0
     style: float = 0.0
     style_weights: str = ""
     style_maps: int = 5

@@ -8,11 +8,20 @@ from torch import Tensor
 
 from deocc.method import Engine, Recognizer
 
+_LUMA = (0.299, 0.587, 0.114)
+"""Of R, G and B in the brightness (ITU-R BT.601)."""
+
 
 def field_loss(predicted: Tensor, field: Tensor) -> Tensor:
     """Mean over the pixels of the distance between (u, v) and the true one (eq. 9): (N, 2, h, w) twice -> scalar."""
     # The square root has no derivative at 0.
     return ((predicted - field).square().sum(1) + 1e-8).sqrt().mean()
+
+
+def gate_loss(logits: Tensor, hole: Tensor) -> Tensor:
+    """Cross-entropy between the fusion's alpha and the share of each pixel that is occluded: (N, C, h, w) logits and
+    (N, 1, h, w) -> scalar."""
+    return F.binary_cross_entropy_with_logits(logits, hole.expand_as(logits))
 
 
 def edges_loss(error: Tensor, hole: Tensor) -> Tensor:
@@ -39,7 +48,8 @@ def identity_loss(
         image, true: (N, 3, h, w), the face completed and the true one.
         zoom: of these crops, see :class:`deocc.faces.Crop`.
         engine: whose precision is used.
-        views: whether to look through a slight blur, from another place, angle and side for every face.
+        views: whether to look through a slight blur, from another place, angle and side for every face, at its brightness
+            alone (the colours are the true ones).
     """
     count, device = len(image), image.device
 
@@ -65,6 +75,9 @@ def identity_loss(
         with engine.autocast():
             return F.normalize(recognizer(crops.clamp(0, 1)).float(), dim=1)
 
+    if views:
+        # A recognizer that is asked about colours teaches coloured dots.
+        image = true + (image - true).mul(image.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     with torch.no_grad():
         wanted = embed(true)
     return (embed(image) - wanted).square().sum(1).mean()

@@ -22,7 +22,7 @@ from deocc.method import Engine, Task, Training
 from deocc.ops import KeyQueue, area_downsample, info_nce
 from deocc_canet.config import Config
 from deocc_canet.faces import OccludedFaces
-from deocc_canet.losses import edges_loss, field_loss, finder_loss, identity_loss
+from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_loss
 from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, spread
 
 
@@ -180,7 +180,7 @@ class JointTraining(Task):
         hole = self._hole(occlusion, logits.detach(), index)
         with engine.autocast():
             outputs = self.completer(occluded, hole)
-        terms |= self._structure(outputs, image, field)
+        terms |= self._structure(outputs, image, field, hole)
         terms |= self._texture(outputs, image, engine)
         losses = self.config.joint.losses
         # What a user sees: visible pixels as they are.
@@ -266,13 +266,19 @@ class JointTraining(Task):
     def _average_device(self) -> torch.device:
         return next(self.average.parameters()).device
 
-    def _structure(self, outputs: list[Output], image: Tensor, field: Tensor | None) -> dict[str, Tensor]:
-        """Reconstruction and dense field at every selected layer, averaged over these (eq. 13 and 15)."""
+    def _structure(
+        self, outputs: list[Output], image: Tensor, field: Tensor | None, hole: Tensor
+    ) -> dict[str, Tensor]:
+        """Reconstruction, gates and dense field at every selected layer, averaged over these (eq. 13 and 15)."""
         losses = self.config.joint.losses
         size = [tuple(output.image.shape[2:]) for output in outputs]
         wanted = [area_downsample(image, one) for one in size]
         errors = [(output.image.float() - true).abs().mean() for output, true in zip(outputs, wanted, strict=True)]
         terms = {"reconstruction": losses.reconstruction * torch.stack(errors).mean()}
+        if losses.gate and outputs[0].attention is not None:
+            wanted = [area_downsample(hole, one) for one in size]
+            errors = [gate_loss(output.attention.float(), true) for output, true in zip(outputs, wanted, strict=True)]
+            terms["gate"] = losses.gate * torch.stack(errors).mean()
         if field is not None:
             fields = [area_downsample(field, one) for one in size]
             errors = [field_loss(output.field.float(), true) for output, true in zip(outputs, fields, strict=True)]
