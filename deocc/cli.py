@@ -113,8 +113,8 @@ class Occlude(Verb):
     Attributes:
         photos: Image files, folders, or quoted patterns such as 'photos/*.jpg'.
         out: Folder for the results; made if need be.
-        kinds: Choose among these kinds of occlusion only (surgical, n95, cloth, sunglasses, ...; an unknown one lists
-            them). By default all.
+        kinds: Choose among these kinds of occlusion only, with commas or spaces between (surgical, n95, cloth,
+            sunglasses, ...; an unknown one lists them). By default all.
         seed: The same seed gives the same bytes for a photo of the same name.
         overwrite: Do every photo again and replace what is in OUT. Otherwise no file is ever replaced.
     """
@@ -133,7 +133,7 @@ class Occlude(Verb):
             occlude(
                 self.photos,
                 self.out,
-                kinds=self.kinds or None,
+                kinds=_kinds(self.kinds),
                 seed=self.seed,
                 overwrite=self.overwrite,
                 debug=self.debug,
@@ -326,7 +326,7 @@ class JudgeTask(Verb):
         weights: Weights of a method, instead of the packaged ones; may be repeated, also for both parts of a method:
             each file says which it belongs to.
         occluder: Installed method that occludes, instead of deocc.occlude; or 'real': the probes wear real masks.
-        kinds: Kinds of occlusion of deocc.occlude to choose among. By default all.
+        kinds: Kinds of occlusion of deocc.occlude to choose among, with commas or spaces between. By default all.
         seed: Of the occlusions, each decided by it and the name of the image, and of all that is drawn.
         limit: At most so many pairs, probes and faces, evenly spaced.
         resamples: Bootstrap samples behind each interval; 0 for none.
@@ -372,7 +372,7 @@ class JudgeTask(Verb):
                 given=split_names(self.given),
                 weight_files=weights,
                 occluder=self.occluder,
-                kinds=self.kinds or None,
+                kinds=_kinds(self.kinds),
                 seed=self.seed,
                 limit=self.limit,
                 resamples=self.resamples,
@@ -672,6 +672,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code if isinstance(error, DeoccError) else 1
     finally:
         warnings.showwarning = shown
+
+
+def _kinds(texts: Sequence[str]) -> tuple[str, ...] | None:
+    """Of ``--kinds``, which takes commas or spaces; None for all."""
+    return tuple(kind for text in texts for kind in text.split(",") if kind) or None
 
 
 def _sentence(error: Exception) -> str:

@@ -28,7 +28,7 @@ def test_all(installed: None, folder: Path, tmp_path: Path, capsys: pytest.Captu
     pairs, out = tmp_path / "pairs.txt", tmp_path / "report"
     lines = [f"Some_Body{a}/0000.png Some_Body{b}/0001.png {int(a == b)}" for a in "abcde" for b in "abcde"]
     pairs.write_text("\n".join(lines))
-    options = ("--pairs", str(pairs), "--kinds", "n95", "cloth", "--resamples", "20", "--seed", "2", "--limit", "20")
+    options = ("--pairs", str(pairs), "--kinds", "n95,cloth", "--resamples", "20", "--seed", "2", "--limit", "20")
     assert main(command("all", folder, out, *options)) == 0
     text = capsys.readouterr().out
     for words in (
