@@ -48,8 +48,8 @@ def identity_loss(
         image, true: (N, 3, h, w), the face completed and the true one.
         zoom: of these crops, see :class:`deocc.faces.Crop`.
         engine: whose precision is used.
-        views: whether to look through a slight blur, from another place, angle and side for every face, at its brightness
-            alone (the colours are the true ones).
+        views: whether to look through a slight blur, from another place, angle and side for every face, at its
+            brightness alone (the colours are the true ones).
     """
     count, device = len(image), image.device
 

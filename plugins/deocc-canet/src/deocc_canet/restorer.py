@@ -10,7 +10,6 @@ from deocc import method
 from deocc_canet.config import Config
 from deocc_canet.network import Network, settle
 
-
 _CPU_PIXELS = 4 * 256 * 256
 """How many pixels a processor restores at a time."""
 
@@ -47,7 +46,8 @@ class Restorer(method.Restorer):
         if image.shape[0] == 0:
             return method.Restored(image, image[:, :1] if occlusion is None else occlusion)
         height, width = image.shape[2:]
-        # What a few faces need at a time stays in the processor's cache and in memory that it has; what many do is fresh pages.
+        # A few faces at a time make do with memory that the process has; many take fresh pages, which cost more than
+        # the arithmetic.
         few = max(1, _CPU_PIXELS // (height * width)) if image.device.type == "cpu" else len(image)
         parts = [
             self._restore(image[at : at + few], None if occlusion is None else occlusion[at : at + few])

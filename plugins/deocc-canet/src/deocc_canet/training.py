@@ -266,9 +266,7 @@ class JointTraining(Task):
     def _average_device(self) -> torch.device:
         return next(self.average.parameters()).device
 
-    def _structure(
-        self, outputs: list[Output], image: Tensor, field: Tensor | None, hole: Tensor
-    ) -> dict[str, Tensor]:
+    def _structure(self, outputs: list[Output], image: Tensor, field: Tensor | None, hole: Tensor) -> dict[str, Tensor]:
         """Reconstruction, gates and dense field at every selected layer, averaged over these (eq. 13 and 15)."""
         losses = self.config.joint.losses
         size = [tuple(output.image.shape[2:]) for output in outputs]
