@@ -197,6 +197,14 @@ def test_the_kind_is_known_before_anything_is_painted(face: Make) -> None:
         kind_of(-1)
 
 
+@pytest.mark.parametrize("names", [kinds(), MASKTHEFACE])
+def test_the_order_of_the_kinds_does_not_matter(names: tuple[str, ...]) -> None:
+    """One fingerprint stands for one set of pictures."""
+    drawn = [kind_of(seed, kinds=names) for seed in range(50)]
+    assert drawn == [kind_of(seed, kinds=names[::-1]) for seed in range(50)]
+    assert len(set(drawn)) > 5
+
+
 def test_fingerprint() -> None:
     assert fingerprint() == fingerprint(None) == fingerprint(list(reversed(kinds())))
     assert len(fingerprint()) == 16
