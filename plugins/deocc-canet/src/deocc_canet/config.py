@@ -61,7 +61,7 @@ class Losses:
         dense_field: mean over the pixels of the distance of (u, v) (eq. 9); needs packs with a dense field.
         gate: cross-entropy between alpha of the fusion modules (eq. 7) and the occlusion. The paper does not have it.
             Without it a new network's alpha first goes to 0 everywhere, the hole too, where it passes no gradient on to
-            what is drawn, and stays there for thousands of steps.
+            what is drawn.
         style: mean absolute difference of the Gram matrices of VGG-16's features (eq. 11); needs ``style_weights``.
         style_weights: safetensors file of :class:`deocc.losses.StyleLoss`.
         style_maps: how many of VGG-16's five tapped maps, the first one first.
