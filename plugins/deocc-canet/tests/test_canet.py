@@ -73,22 +73,6 @@ def test_a_partly_covered_pixel_is_completed_as_a_whole(restorer) -> None:
     assert torch.equal(restored.occlusion, (occlusion > 0).float())
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_many_faces_are_restored_as_each_alone(restorer, given: bool, monkeypatch) -> None:
-    image = torch.rand(5, 3, 64, 64)
-    occlusion = torch.zeros(5, 1, 64, 64) if given else None
-    if given:
-        occlusion[..., 20:50, 10:40] = 1
-    whole = restorer(image, occlusion)
-    monkeypatch.setattr("deocc_canet.restorer._CPU_PIXELS", 2 * 64 * 64)  # 2 + 2 + 1
-    parts = restorer(image, occlusion)
-    torch.testing.assert_close(parts.image, whole.image)
-    assert torch.equal(parts.occlusion, whole.occlusion)
-    assert list(parts.extras) == list(whole.extras)
-    for name in whole.extras:
-        torch.testing.assert_close(parts.extras[name], whole.extras[name])
-
-
 def test_spread_grows_by_the_radius() -> None:
     point = torch.zeros(1, 1, 9, 9)
     point[..., 4, 4] = 1

@@ -10,9 +10,6 @@ from deocc import method
 from deocc_canet.config import Config
 from deocc_canet.network import Network, settle
 
-_CPU_PIXELS = 4 * 256 * 256
-"""How many pixels a processor restores at a time."""
-
 
 class Restorer(method.Restorer):
     """Completes aligned faces; finds the occlusion itself when none is given.
@@ -45,22 +42,6 @@ class Restorer(method.Restorer):
         """See :meth:`deocc.method.Restorer.restore`."""
         if image.shape[0] == 0:
             return method.Restored(image, image[:, :1] if occlusion is None else occlusion)
-        height, width = image.shape[2:]
-        # A few faces at a time make do with memory that the process has; many take fresh pages, which cost more than
-        # the arithmetic.
-        few = max(1, _CPU_PIXELS // (height * width)) if image.device.type == "cpu" else len(image)
-        parts = [
-            self._restore(image[at : at + few], None if occlusion is None else occlusion[at : at + few])
-            for at in range(0, len(image), few)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        extras = {name: torch.cat([part.extras[name] for part in parts]) for name in parts[0].extras}
-        return method.Restored(
-            torch.cat([part.image for part in parts]), torch.cat([part.occlusion for part in parts]), extras
-        )
-
-    def _restore(self, image: Tensor, occlusion: Tensor | None) -> method.Restored:
         height, width = image.shape[2:]
         image = image.float()
         padding = (0, -width % self._multiple, 0, -height % self._multiple)
