@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -133,7 +134,7 @@ class Occlude(Verb):
             occlude(
                 self.photos,
                 self.out,
-                kinds=_kinds(self.kinds),
+                kinds=_names(self.kinds) or None,
                 seed=self.seed,
                 overwrite=self.overwrite,
                 debug=self.debug,
@@ -353,7 +354,6 @@ class JudgeTask(Verb):
     def judged(self, *tasks: str, **options: Any) -> int:
         """Judge, and print the tables."""
         from deocc.judge import judge
-        from deocc.judge.parts import split_names
         from deocc.judge.table import print_report
 
         weights: dict[str, list[str]] = {}
@@ -367,12 +367,12 @@ class JudgeTask(Verb):
                 self.data,
                 tasks=tasks,
                 out=self.out,
-                restorers=split_names(self.restorer),
-                recognizers=split_names(self.recognizer),
-                given=split_names(self.given),
+                restorers=_names(self.restorer),
+                recognizers=_names(self.recognizer),
+                given=_names(self.given),
                 weight_files=weights,
                 occluder=self.occluder,
-                kinds=_kinds(self.kinds),
+                kinds=_names(self.kinds) or None,
                 seed=self.seed,
                 limit=self.limit,
                 resamples=self.resamples,
@@ -674,9 +674,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = shown
 
 
-def _kinds(texts: Sequence[str]) -> tuple[str, ...] | None:
-    """Of ``--kinds``, which takes commas or spaces; None for all."""
-    return tuple(kind for text in texts for kind in text.split(",") if kind) or None
+def _names(texts: Sequence[str]) -> list[str]:
+    """Names with commas or spaces between: each text is one, or several with commas.
+
+    A comma before ``field=value`` belongs to the settings of the method before it (:func:`deocc.plugins.load`).
+    """
+    return [name for text in texts for name in re.split(r",(?![A-Za-z_][\w.]*=)", text) if name]
 
 
 def _sentence(error: Exception) -> str:

@@ -368,3 +368,12 @@ def test_a_reader_that_goes_away(method):
     os.close(writer)
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 1)
+
+
+def test_names_between_commas() -> None:
+    assert cli._names(["a,b", "c"]) == ["a", "b", "c"]
+    assert cli._names(["onnx:m.onnx,layout=x.toml,other,d:e.onnx"]) == [
+        "onnx:m.onnx,layout=x.toml",
+        "other",
+        "d:e.onnx",
+    ]

@@ -24,7 +24,7 @@ from deocc.judge.result import Part
 
 Role = Literal["restorer", "recognizer", "occluder"]
 
-__all__ = ["Loaded", "load_occluder", "load_recognizers", "load_restorers", "split_names", "state_digest"]
+__all__ = ["Loaded", "load_occluder", "load_recognizers", "load_restorers", "state_digest"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,14 +59,6 @@ class Loaded:
     def given(self) -> bool:
         """True for a restorer that is told the true occlusion."""
         return self.result.occlusion == "given"
-
-
-def split_names(texts: Sequence[str]) -> list[str]:
-    """Names from the command line: each text is one, or several with commas between.
-
-    A comma before ``field=value`` belongs to the settings of the method before it (:func:`deocc.plugins.load`).
-    """
-    return [name for text in texts for name in re.split(r",(?![A-Za-z_][\w.]*=)", text) if name]
 
 
 def load_restorers(

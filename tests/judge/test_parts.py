@@ -12,18 +12,9 @@ import torch
 
 from deocc import judge, weights
 from deocc.errors import UsageError
-from deocc.judge.parts import load_occluder, load_recognizers, load_restorers, split_names, state_digest
+from deocc.judge.parts import load_occluder, load_recognizers, load_restorers, state_digest
 
 BOTH = 'restorer="{module}_parts:Learned", recognizer="{module}_parts:Embed", occluder="{module}_parts:Grey",'
-
-
-def test_names_between_commas() -> None:
-    assert split_names(["a,b", "c"]) == ["a", "b", "c"]
-    assert split_names(["onnx:m.onnx,layout=x.toml,other,d:e.onnx"]) == [
-        "onnx:m.onnx,layout=x.toml",
-        "other",
-        "d:e.onnx",
-    ]
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def identity_loss(
 
     if views:
         # A recognizer that is asked about colours teaches coloured dots.
-        image = true + (image - true).mul(image.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+        image = true + ((image - true) * image.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     with torch.no_grad():
         wanted = embed(true)
     return (embed(image) - wanted).square().sum(1).mean()
