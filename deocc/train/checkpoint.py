@@ -29,6 +29,10 @@ FORMAT = "deocc-checkpoint-1"
 NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
+class _DamagedError(InputError):
+    """What the file holds is not what was written to it."""
+
+
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
 
@@ -54,13 +58,15 @@ def read(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged or cannot be read ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise _DamagedError(f"{path} is damaged ({error})") from error
     if header.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint: its format is {header.get('format')!r}, not {FORMAT!r}")
     tree = header.get("state", "")
     if header.get("sha256") != _digest(tree, tensors):
-        raise InputError(f"{path} is damaged: its content does not have the SHA-256 that it states")
+        raise _DamagedError(f"{path} is damaged: its content does not have the SHA-256 that it states")
     state = _decode(json.loads(tree), tensors)
     assert isinstance(state, dict)
     return state
@@ -98,13 +104,14 @@ class Checkpoints:
         A damaged checkpoint gets the suffix ``.damaged``, is warned about, and the one before it is read.
 
         Raises:
-            InputError: there are checkpoints, and all of them are damaged.
+            InputError: there are checkpoints, and all of them are damaged; or one cannot be opened, or was not written
+                by this version, which is no reason to set it aside.
         """
         damaged: list[str] = []
         for path in self.paths():
             try:
                 return read(path)
-            except InputError as error:
+            except _DamagedError as error:
                 damaged.append(path.name)
                 path.rename(path.with_name(path.name + ".damaged"))
                 warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)

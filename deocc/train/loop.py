@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 import re
 import time
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from deocc import config, weights
+from deocc.data import PackedFaces
 from deocc.errors import InputError, PluginError, UsageError
 from deocc.files import locked, make_folder
 from deocc.method import Task, Training
@@ -78,7 +81,7 @@ def fit(
 
     Raises:
         UsageError: the settings cannot be trained with, ``out`` is in use by another process, or its checkpoints are of
-            another method, configuration or data set.
+            another method or configuration, of other faces, or of a run that started from other weights.
         InputError: every checkpoint is damaged, a loss is not finite (the sentence names the step; the last checkpoint
             stays as it was), or ``out`` cannot be written.
     """
@@ -130,6 +133,9 @@ class _Run:
             "training": _identity(self.training),
             "config": _identity(task.config),
             "examples": len(self.dataset),
+            "training faces": _content(train_faces),
+            "evaluation faces": _content(eval_faces),
+            "started_from": self.card.get("started_from"),
         }
         self.step = 0
         self.seconds = 0.0
@@ -358,6 +364,14 @@ def _identity(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_identity(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _content(faces: Any) -> str | None:
+    """Which faces these are, in a few words; None of what is not packed faces."""
+    if not isinstance(faces, PackedFaces):
+        return None
+    digest = hashlib.sha256(json.dumps([faces.digests, faces.names]).encode()).hexdigest()
+    return f"{faces.title}, {len(faces)} faces, {digest[:12]}"
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str:

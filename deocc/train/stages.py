@@ -46,14 +46,14 @@ def train(
     """Train an installed method, as ``deocc train`` does.
 
     Args:
-        method: its name.
+        method: its name, and settings of its configuration as :func:`deocc.plugins.parse` reads them.
         data, eval_data: folders written by ``deocc data pack``, to train on and to evaluate on (none: no evaluation).
         hold_out: share of the identities in ``data``, evenly spaced among them, to evaluate on and not to train on;
             instead of ``eval_data``.
         out: the run's folder; every stage has a folder in it, and the weights and ``config.toml`` are written to it.
         recipe: the name of a recipe packaged with the method, a TOML file, or None for the defaults.
         overrides: dotted configuration key -> value (text is read as TOML), applied after the recipe.
-        stages: names of the stages to run; None runs all.
+        stages: names of the stages to run; None runs all. A stage starts from those before it that ``out`` holds.
         start_from: weights of this method, one file for each part, that the first stage starts from; such as those of
             an earlier run, or the packaged ones, to be trained on other faces.
         device: where to compute.
@@ -68,10 +68,12 @@ def train(
             share outside [0, 0.5], or another run in ``out``.
         InputError: data or checkpoints that cannot be read, or a loss that is not finite.
     """
-    found = plugins.get(method)
-    settings = configuration.replace(configuration.recipe(found, recipe), dict(overrides or {}))
+    name, changes = plugins.parse(method)
+    changes = {**changes, **(overrides or {})}
+    found = plugins.get(name)
+    settings = configuration.replace(configuration.recipe(found, recipe), changes)
     if not data:
-        raise UsageError(f"training {method} needs at least one folder of packed faces, got none")
+        raise UsageError(f"training {name} needs at least one folder of packed faces, got none")
     train_faces = concatenate([PackedFaces(path) for path in data])
     eval_faces = concatenate([PackedFaces(path) for path in eval_data]) if eval_data else None
     title = f"{train_faces.title}: {len(train_faces)} faces"
@@ -80,7 +82,7 @@ def train(
             raise UsageError("give faces to evaluate on or a share to hold out, got both")
         train_faces, eval_faces = _hold_out(train_faces, hold_out)
         title = f"{title}, {len(eval_faces)} of them held out"
-    changes = "".join(f" {key}={value}" for key, value in sorted((overrides or {}).items()))
+    changed = "".join(f" {key}={value}" for key, value in sorted(changes.items()))
     return run(
         found,
         settings,
@@ -95,7 +97,7 @@ def train(
         card={
             "data": title,
             # Of a path only the name: a card says nothing about the machine.
-            "recipe": f"{Path(recipe).name if recipe else 'defaults'}{changes}",
+            "recipe": f"{Path(recipe).name if recipe else 'defaults'}{changed}",
             # Those evaluated on too: the best weights were chosen by them.
             "people": [
                 people.to_card() for faces in (train_faces, eval_faces) if faces for people in training_people(faces)
@@ -121,8 +123,9 @@ def run(
 ) -> dict[str, Path]:
     """Run a method's stages in order, each in ``out/<stage>``, and write ``out/<part>.safetensors`` with cards.
 
-    A stage starts from what the stages before it have exported. A finished stage is not trained again. The global
-    random generators are seeded from the configuration's seeds before a stage's networks are built.
+    A stage starts from what the stages before it have exported, in this call or in an earlier one. A finished stage is
+    not trained again. The global random generators are seeded from the configuration's seeds before a stage's networks
+    are built. What a later stage needs is asked for before the first one is trained.
 
     Args:
         method: the method.
@@ -159,14 +162,22 @@ def run(
         part = weights.read_card(start)["part"]
         exports[part], found = weights.read(start, method=method.name, part=part)
         details["started_from"] = {**details.get("started_from", {}), part: found["sha256"]}
-        # What the earlier weights were trained on, these were too; where that is not known, theirs is not either.
-        earlier, ours = read_people(found, start), read_people(details, out)
-        details["people"] = None
-        if earlier is not None and ours is not None:
-            details["people"] = [people.to_card() for people in merged([*ours, *earlier])]
+        _add_people(details, found, start)
+    for stage in chosen[1:]:
+        # Else a file that is missing, or faces without what it learns from, would be found after hours.
+        task = method.resolve(stage)(config)
+        for faces, learns in ((train_faces, True), (eval_faces, False)):
+            if faces is not None:
+                task.dataset(faces, train=learns)
     writes = engine is None or engine.is_global_zero
     seeds = [training.seed for training in _trainings(config)]
-    for stage in chosen:
+    last = max(list(method.tasks).index(stage) for stage in chosen)
+    for stage in list(method.tasks)[: last + 1]:
+        if stage not in chosen:
+            for path in _exported(out / stage):
+                exports[path.stem], cards[path.stem] = weights.read(path, method=method.name, part=path.stem)
+                _add_people(details, cards[path.stem], path)
+            continue
         seed_everything("networks", stage, *seeds)
         task = method.resolve(stage)(config)
         if exports:
@@ -181,11 +192,11 @@ def run(
             progress=progress,
             card={**details, "stage": stage},
         )
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _exported(folder.parent):
             exports[path.stem], cards[path.stem] = weights.read(path, method=method.name, part=path.stem)
-    if not exports:
+    if not cards:
         raise InputError(f"{out}: the stages of method {method.name!r} have exported nothing")
-    paths = {part: out / f"{part}.safetensors" for part in exports}
+    paths = {part: out / f"{part}.safetensors" for part in cards}
     if writes:
         for part, path in paths.items():
             weights.save(path, exports[part], cards[part])
@@ -194,11 +205,26 @@ def run(
     return paths
 
 
+def _exported(stage: Path) -> list[Path]:
+    """The weights in a stage's folder: the best ones where there are any, else the last."""
+    return sorted((stage / "best").glob("*.safetensors")) or sorted((stage / "last").glob("*.safetensors"))
+
+
+def _add_people(details: dict[str, Any], card: Mapping[str, Any], path: Path | str) -> None:
+    """What earlier weights were trained on, these are too; where that is not known, theirs is not either."""
+    earlier, ours = read_people(card, path), read_people(details, path)
+    if earlier is None or ours is None:
+        details["people"] = None
+    elif not set(earlier) <= set(ours):
+        details["people"] = [people.to_card() for people in merged([*ours, *earlier])]
+
+
 def _hold_out(faces: PackedFaces, share: float) -> tuple[PackedFaces, PackedFaces]:
-    """Everybody but every (1 / share)-th identity, and those."""
+    """Everybody but a share of the identities, evenly spaced from the first one on, and those."""
     if not 0 < share <= 0.5:
         raise UsageError(f"the share of the identities to hold out must be above 0 and at most 0.5, got {share:g}")
-    held = np.asarray(faces.identities) % round(1 / share) == 0
+    place = np.asarray(faces.identities) * share + 1e-9  # a multiple may come out just below a whole number
+    held = np.floor(place) > np.floor(place - share)
     if held.all() or not held.any():
         raise UsageError(f"{faces.title} has too few identities to hold out {share:g} of them")
     return faces.subset(~held), faces.subset(held)

@@ -132,7 +132,7 @@ def test_any_damage_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"x", b"\x80\x04", bytes(100), b"\xff" * 100])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.safetensors is damaged or cannot be read"):
+    with pytest.raises(InputError, match=r"a\.safetensors is damaged"):
         read(tmp_path / "a.safetensors")
 
 
@@ -169,3 +169,22 @@ def test_a_damaged_one_does_not_push_out_a_good_one(tmp_path: Path) -> None:
         assert checkpoints.latest() == {"step": 1}
     checkpoints.save(2, {"step": 2})
     assert [path.name for path in checkpoints.paths()] == ["step-00000002.safetensors", "step-00000001.safetensors"]
+
+
+def test_one_that_cannot_be_opened_or_is_newer_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1})
+    checkpoints.save(2, {"step": 2})
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"cannot be read \(.*Too many open files"):
+        patch.setattr("safetensors.safe_open", refuse)
+        checkpoints.latest()
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="its format is 'deocc-checkpoint-1', not"):
+        patch.setattr("deocc.train.checkpoint.FORMAT", "deocc-checkpoint-2")
+        checkpoints.latest()
+    assert checkpoints.latest() == {"step": 2}

@@ -88,6 +88,43 @@ def test_finished_stages_are_skipped_and_the_weights_are_the_same(tmp_path: Path
     assert (tmp_path / "parts/first/log.jsonl").read_bytes() == log
 
 
+def test_a_stage_alone_starts_from_what_the_folder_holds(tmp_path: Path) -> None:
+    people = {"people": [People("LFW train", 0, ("0123456789",)).to_card()]}
+    whole = go(tmp_path / "whole", card=people)["restorer"].read_bytes()
+    go(tmp_path / "parts", stages=["first"], card=people)
+    assert go(tmp_path / "parts", stages=["second"], card=people)["restorer"].read_bytes() == whole
+    go(tmp_path / "others", stages=["first"], card={"people": [People("CelebA", 0, ("9876543210",)).to_card()]})
+    later = go(tmp_path / "others", stages=["second"], card=people)["restorer"]
+    assert {one.data for one in read_people(weights.read_card(later), later) or ()} == {"LFW train", "CelebA"}
+
+
+def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, faces: object, *, train: bool) -> None:
+        raise UsageError("these faces have no dense fields")
+
+    monkeypatch.setattr(tiny_task.SecondTask, "dataset", refuse)
+    with pytest.raises(UsageError, match="no dense fields"):
+        go(tmp_path)
+    assert not (tmp_path / "first").exists()
+
+
+def test_only_what_was_trained_is_written(tmp_path: Path) -> None:
+    earlier = go(tmp_path / "earlier")["restorer"]
+    tensors, card = weights.read(earlier, method="tiny", part="restorer")
+    weights.save(tmp_path / "recognizer.safetensors", tensors, {**card, "part": "recognizer"})
+    start = [earlier, tmp_path / "recognizer.safetensors"]
+    assert list(go(tmp_path / "later", start_from=start)) == ["restorer"]
+
+
+def test_a_run_that_started_elsewhere_is_not_gone_on_with(tmp_path: Path) -> None:
+    earlier = go(tmp_path / "earlier")["restorer"]
+    go(tmp_path / "run", settings(steps=4))
+    with pytest.raises(UsageError, match="started_from is None in the checkpoint and {'restorer': "):
+        go(tmp_path / "run", start_from=[earlier])
+
+
 def test_the_seed_decides_the_first_weights(tmp_path: Path) -> None:
     one = go(tmp_path / "one", stages=["first"])["restorer"].read_bytes()
     torch.rand(100)
@@ -139,9 +176,16 @@ def test_train_from_names_and_paths(tmp_path: Path, packed: Path, monkeypatch: p
     state = json.loads((tmp_path / "run/second/log.jsonl").read_text().splitlines()[-1])
     assert state["step"] == 4
     again = train(
-        "tiny", data=[packed, packed], out=tmp_path / "run", recipe=recipe, overrides=overrides, progress=False
+        "tiny:training.steps=4",
+        data=[packed, packed],
+        eval_data=[packed],
+        out=tmp_path / "run",
+        recipe=recipe,
+        progress=False,
     )
     assert again == paths
+    with pytest.raises(UsageError, match=r"evaluation faces is '.*, 6 faces, \w+' in the checkpoint and None here"):
+        train("tiny", data=[packed, packed], out=tmp_path / "run", recipe=recipe, overrides=overrides, progress=False)
     with pytest.raises(UsageError, match="already holds a training run"):
         train(
             "tiny",
@@ -183,6 +227,17 @@ def test_identities_are_held_out_whole(tmp_path: Path) -> None:
     assert sorted(set(held.identities)) == [0, 4]
     assert (len(rest), len(held)) == (12, 4)
     assert not set(rest.identities) & set(held.identities)
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.02, 20), (0.1, 100), (0.35, 350), (0.4, 400), (0.5, 500)])
+def test_as_many_are_held_out_as_was_asked_for(share: float, number: int) -> None:
+    class Many:
+        identities = np.arange(1000)
+
+        def subset(self, inside: np.ndarray) -> int:
+            return int(inside.sum())
+
+    assert _hold_out(Many(), share) == (1000 - number, number)  # type: ignore[arg-type, comparison-overlap]
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.6])
