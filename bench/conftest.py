@@ -70,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["DEOCC_STRICT"] = "1"
     os.environ.pop("DEOCC_BACKEND", None)
     torch.set_num_threads(config.getoption("--threads"))
+    torch.backends.cudnn.allow_tf32 = False  # as in matrix products: else convolutions alone would round float32
     if config.getoption("--malloc") == "tuned":
         keep_freed_memory()
     config.addinivalue_line("markers", "gate: its ratio has to hold for a change to land")

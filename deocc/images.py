@@ -243,6 +243,10 @@ def _read_bytes(path: Path) -> bytes:
 # OpenCV tells an image's size only by decoding it, and its own limit on pixels can only be set before it is imported.
 
 
+_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+"""A marker of a JPEG that ends it or starts a segment; after the others there is no length."""
+
+
 class _Header(NamedTuple):
     kind: str
     width: int
@@ -290,6 +294,20 @@ def _parse_jpeg(data: bytes) -> _Header:
             height, width = struct.unpack(">HH", data[at + 5 : at + 9])
             return _Header("JPEG", width, height, orientation)
         at += 2 + length
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether a JPEG has its end marker; what comes after that, a phone's short film say, is not looked at.
+
+    Segments are passed over by their length, since a thumbnail inside one has an end marker too. In the scans between
+    them every byte FF is followed by 00, or by the number of a restart.
+    """
+    at = 2
+    while match := _MARKER.search(data, at):
+        if match[1] == b"\xd9":
+            return True
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2])
+    return False
 
 
 def _png_orientation(data: bytes) -> int:
@@ -351,7 +369,7 @@ _CHATTER = re.compile(
 def _decode(data: bytes, header: _Header) -> tuple[npt.NDArray[Any] | None, str]:
     """Decode as the file has it: BGR, any depth, not turned; None if that fails. And what the decoder said, if any."""
     complaint = ""
-    if header.kind == "JPEG" and b"\xff\xd9" not in data[-1024:]:  # some cameras append a few bytes of their own
+    if header.kind == "JPEG" and not _jpeg_ends(data):
         complaint = "it ends too early"
         data += b"\xff\xd9"  # what a decoder needs to hand over what came before
     with _captured_stderr() as lines:

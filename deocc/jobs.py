@@ -1,9 +1,10 @@
 """Jobs over many photos that can be stopped and started again: ``deocc unmask`` and ``deocc occlude``.
 
-A job turns each photo into one file of the folder OUT, whole or not at all. Before it writes a file it notes in the
-folder's journal (one JSON object a line) what the file is made from, with which settings, and what lies in its place.
-A later run therefore knows which files are its own and complete: those that are noted with the same settings and are
-not what lay there when the note was made.
+A job turns each photo into one file of the folder OUT, whole or not at all, and may write others beside it. Before it
+writes a file it notes in the folder's journal (one JSON object a line) what the file is made from, with which settings,
+and what lies in its place. A later run therefore knows which files are its own: those that are noted with the same
+settings and are not what lay there when the note was made. The photo's file is written last: when that is there, all
+is complete.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -59,10 +61,16 @@ def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Ite
     OUT is not taken from a folder that holds OUT. ``below`` is a folder inside OUT for the results.
 
     Raises:
-        UsageError: no path at all.
+        UsageError: no path at all, or a folder that the results would go to.
     """
     if not paths:
         raise UsageError("give at least one photo, folder or pattern, got none")
+    for path in paths:
+        # A later run would take the results for photos.
+        if path.is_dir() and path.resolve() in (out.resolve(), (out / below).resolve()):
+            raise UsageError(
+                f"the results need a folder of their own, got {out}, which would put them among the photos of {path}"
+            )
     items: dict[Path, Item] = {}
     taken: dict[Path, Path] = {}
     failures = []
@@ -72,7 +80,7 @@ def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Ite
         except InputError as error:
             failures.append(str(error))
             continue
-        holds_out = path.is_dir() and path.resolve() != out.resolve() and _lies_in(out, path)
+        holds_out = path.is_dir() and _lies_in(out, path)
         for photo in photos:
             if photo.resolve() in items or (holds_out and _lies_in(photo, out)):
                 continue
@@ -97,6 +105,7 @@ def run(
     name: str,
     settings: Mapping[str, Any],
     inputs: Callable[[Item], Iterable[Path]],
+    beside: Callable[[Item], Sequence[Path]] = lambda item: (),
     overwrite: bool = False,
     debug: bool = False,
     say: Callable[[str], None] = print,
@@ -111,6 +120,7 @@ def run(
         name: of the job; the journal is ``deocc-<name>.jsonl`` in ``out``.
         settings: everything beside the photo that decides the result, JSON-able.
         inputs: the files that a photo's result is made from.
+        beside: the files, and folders as a whole, that ``work`` writes besides the result: paths relative to ``out``.
         overwrite: do every photo again, whatever is there.
         debug: show the traceback of a failure.
         say: called with a line for each photo.
@@ -121,6 +131,8 @@ def run(
     made = make_folder(out)
     journal = _Journal(out, name)
     photos = {item.photo.resolve() for item in items}
+    folders = {photo.parent for photo in photos}
+    kept = photos.union(folders, *(folder.parents for folder in folders))
     done, skipped, failures = [], [], []
     for number, item in enumerate(items, 1):
         target = out / item.relative
@@ -128,20 +140,25 @@ def run(
         started = time.perf_counter()
         try:
             key = _fingerprint(settings, inputs(item))
-            if target.exists() and not overwrite:
-                if journal.made(item.relative, key):
-                    skipped.append(item)
-                    say(f"{label}: done before, skipped")
-                    continue
-                raise InputError(
-                    f"{target} is there already and was not made from {item.photo} with these settings; "
-                    "--overwrite replaces it"
-                )
-            if target.resolve() in photos:
-                raise InputError(f"{target} is one of the photos and is not overwritten; choose another folder")
+            if target.exists() and not overwrite and journal.made(item.relative, key):
+                skipped.append(item)
+                say(f"{label}: done before, skipped")
+                continue
+            written = (item.relative, *beside(item))
+            for relative in written:
+                path = out / relative
+                if path.exists() and not overwrite and not journal.made(relative, key):
+                    raise InputError(
+                        f"{path} is there already and was not made from {item.photo} with these settings; "
+                        "--overwrite replaces it"
+                    )
+                if path.resolve() in kept:
+                    raise InputError(
+                        f"{path} is one of the photos, or holds one, and is not overwritten; choose another folder"
+                    )
             write = work(item)
             target.parent.mkdir(parents=True, exist_ok=True)
-            journal.begin(item.relative, key)
+            journal.begin(written, key)
             remark = write(target)
         except Exception as error:  # whatever one photo does, the others are still to be done
             failures.append(_sentence(error, item))
@@ -186,7 +203,7 @@ def unmask(
         debug, say: as in :func:`run`.
 
     Raises:
-        UsageError: no such method, or it needs an occlusion and none was given.
+        UsageError: no such method, it needs an occlusion and none was given, or ``out`` is a folder of photos.
         PluginError, WeightsError, InputError: nothing could be begun.
     """
     import deocc
@@ -211,7 +228,7 @@ def unmask(
 
         def write(target: Path) -> str:
             if extras:
-                _write_faces(target.with_suffix(".faces"), result.faces)
+                _write_faces(target.with_suffix(".faces"), result.faces, overwrite=overwrite)
             write_image(target, result.photo, overwrite=True)
             if pages is not None:
                 pages.add(item, target, result)
@@ -234,6 +251,7 @@ def unmask(
         name="unmask",
         settings=settings,
         inputs=lambda item: (path for path in (item.photo, _occlusion_of(item, occlusion)) if path is not None),
+        beside=lambda item: (item.relative.with_suffix(".faces"),) if extras else (),
         overwrite=overwrite,
         debug=debug,
         say=say,
@@ -260,10 +278,11 @@ def occlude(
 
     For each photo NAME this writes ``images/NAME.png``, ``occlusions/NAME.png`` (grey, 255 = occluded) and
     ``parameters/NAME.json`` to ``out``. What is put over a face depends on ``seed``, on the photo's place below ``out``
-    and on the face's rank by size, not on which other photos are done with it.
+    and on the face's rank by size, not on which other photos are done with it. A face that cannot be occluded, one cut
+    by the photo's border say, stays as it is, and the parameters say why; a photo without any other fails.
 
     Raises:
-        UsageError: no such kind, or a seed below 0.
+        UsageError: no such kind, a seed below 0, or ``out`` is a folder of photos.
         InputError: nothing could be begun.
     """
     import numpy as np
@@ -279,6 +298,10 @@ def occlude(
     detector = Detector()
     items, failures = find(paths, out, below="images")
 
+    def beside(item: Item) -> tuple[Path, Path]:
+        name = item.relative.relative_to("images")
+        return "occlusions" / name, ("parameters" / name).with_suffix(".json")
+
     def work(item: Item) -> Callable[[Path], str]:
         picture = read_image(item.photo)
         faces = detector.detect(picture)
@@ -286,30 +309,34 @@ def occlude(
             raise InputError(f"{item.photo}: no face was found")
         name = item.relative.relative_to("images")
         hidden = np.zeros(picture.shape[:2], dtype=np.uint8)
-        notes = []
+        notes: list[dict[str, Any]] = []
         for rank, face in enumerate(faces):
             face_seed = (seed + zlib.crc32(f"{name.as_posix()}#{rank}".encode())) % 2**31
-            made = occlude_face(picture, face.landmarks, face_seed, kinds=kinds)
+            note = {"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "seed": face_seed}
+            notes.append(note)
+            try:
+                made = occlude_face(picture, face.landmarks, face_seed, kinds=kinds)
+            except InputError as error:
+                note["skipped"] = str(error)
+                continue
             picture, hidden = made.image, np.maximum(hidden, made.occlusion)
-            notes.append(
-                {
-                    "box": face.box.tolist(),
-                    "landmarks": face.landmarks.tolist(),
-                    "seed": face_seed,
-                    "parameters": made.parameters,
-                }
-            )
+            note["parameters"] = made.parameters
+        if all("skipped" in note for note in notes):
+            raise InputError(f"{item.photo}: no face could be occluded ({notes[0]['skipped']})")
         text = json.dumps({"photo": item.photo.name, "seed": seed, "fingerprint": maker, "faces": notes}, indent=1)
 
         def write(target: Path) -> str:
-            mask, parameters = out / "occlusions" / name, (out / "parameters" / name).with_suffix(".json")
+            mask, parameters = (out / relative for relative in beside(item))
             for path in (mask, parameters):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_image(mask, hidden, overwrite=True)
             with atomic_write(parameters) as file:
                 file.write(text.encode())
             write_image(target, picture, overwrite=True)
-            return ", ".join(str(note["parameters"].get("kind", "occluded")) for note in notes)
+            return ", ".join(
+                f"not occluded: {note['skipped']}" if "skipped" in note else note["parameters"]["kind"]
+                for note in notes
+            )
 
         return write
 
@@ -320,6 +347,7 @@ def occlude(
         name="occlude",
         settings={"seed": seed, "fingerprint": maker},
         inputs=lambda item: (item.photo,),
+        beside=beside,
         overwrite=overwrite,
         debug=debug,
         say=say,
@@ -347,14 +375,18 @@ def _version_of(method: str) -> str:
     return ", ".join(found)
 
 
-def _write_faces(folder: Path, faces: Sequence[UnmaskedFace]) -> None:
-    """Everything known about the faces of a photo, numbered from the largest."""
+def _write_faces(folder: Path, faces: Sequence[UnmaskedFace], *, overwrite: bool) -> None:
+    """Everything known about the faces of a photo, numbered from the largest; ``overwrite`` removes what was known."""
     import numpy as np
 
     from deocc.images import write_image
     from deocc.report import contact_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:  # there may have been more faces, or other extras
+        for path in folder.iterdir():
+            if re.fullmatch(r"faces\.json|[1-9]\d*-.+\.(png|npy)", path.name) and path.is_file():
+                path.unlink()
     notes = []
     for number, face in enumerate(faces, 1):
         pictures = {"before": face.before, "occlusion": face.occlusion}
@@ -403,9 +435,11 @@ class _Pages:
     """The report of ``deocc unmask``; only so many photos are shown, since they are all kept inside it."""
 
     shown = 100
+    key = "report"  # in the journal: whatever the settings, a report is replaced by the next
 
     def __init__(self, path: Path, *, given: bool, overwrite: bool) -> None:
-        if path.exists() and not overwrite and not (path.parent / "deocc-unmask.jsonl").exists():
+        self.journal = _Journal(path.parent, "unmask")
+        if path.exists() and not overwrite and not self.journal.made(Path(path.name), self.key):
             raise InputError(f"{path} is there already and is not of this job; --overwrite replaces it")
         self.path = path
         self.occlusion = "given occlusion" if given else "found occlusion"
@@ -442,6 +476,8 @@ class _Pages:
             "method": " ".join(settings["method"]),
             "weights, SHA-256": settings["weights"] or "none",
         }
+        if not self.journal.made(Path(self.path.name), self.key):
+            self.journal.begin([Path(self.path.name)], self.key)
         with atomic_write(self.path) as file:
             file.write(html("Unmasked photos", intro=intro, rows=self.rows, facts=facts).encode())
 
@@ -473,21 +509,23 @@ class _Journal:
                     continue  # the last line of a run that was killed
 
     def made(self, relative: Path, key: str) -> bool:
-        """True when the file that lies there now came from this job with this fingerprint."""
+        """True when the file or folder that lies there now came from this job with this fingerprint."""
         entry = self.begun.get(relative.as_posix())
         return entry is not None and entry[0] == key and entry[1] != _identity(self.out / relative)
 
-    def begin(self, relative: Path, key: str) -> None:
-        """Note that a file is about to be written; the note is on the disk when this returns."""
-        replaces = _identity(self.out / relative)
-        line = json.dumps({"output": relative.as_posix(), "key": key, "replaces": replaces}) + "\n"
+    def begin(self, relatives: Iterable[Path], key: str) -> None:
+        """Note that files are about to be written; the notes are on the disk when this returns."""
+        begun = {relative.as_posix(): (key, _identity(self.out / relative)) for relative in relatives}
+        lines = [
+            json.dumps({"output": output, "key": key, "replaces": lay}) + "\n" for output, (_, lay) in begun.items()
+        ]
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            os.write(descriptor, line.encode())
+            os.write(descriptor, "".join(lines).encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self.begun[relative.as_posix()] = (key, replaces)
+        self.begun |= begun
 
 
 def _identity(path: Path) -> list[int] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import deocc
 from deocc.data import PackedFaces
+from deocc.faces import Crop
 from deocc.images import to_tensor, to_uint8, write_image
 from deocc.occlude import occlude
 from deocc.report import contact_sheet
@@ -30,8 +31,17 @@ def main() -> None:
     parser.add_argument("--across", type=int, default=3, help="faces side by side")
     arguments = parser.parse_args()
 
+    if arguments.out.exists():
+        parser.error(f"{arguments.out} exists already and is not replaced; name another file, or remove it")
     faces = PackedFaces(arguments.pack)
     restorers = {name: deocc.restorer(name) for name in arguments.restorer}
+    for name, restorer in restorers.items():
+        wanted = Crop(restorer.crop_size, restorer.crop_zoom)
+        if wanted != faces.crop:
+            parser.error(
+                f"{name} restores crops of {wanted.size} pixels and zoom {wanted.zoom:g}, but {faces.title} was packed "
+                f"with {faces.crop.size} and {faces.crop.zoom:g}"
+            )
     cells = []
     for position in range(min(arguments.first, len(faces))):
         shown = [faces.images[position]]

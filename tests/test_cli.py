@@ -204,7 +204,7 @@ def test_journal_tells_a_replaced_file_from_the_one_before(tmp_path):
     """--overwrite, killed before the new file took the place of the old one: the old one is not taken for done."""
     journal = jobs._Journal(tmp_path, "test")
     (tmp_path / "x.png").write_text("old")
-    journal.begin(Path("x.png"), "key")
+    journal.begin([Path("x.png")], "key")
     assert not jobs._Journal(tmp_path, "test").made(Path("x.png"), "key")
     (tmp_path / "new").write_text("new")
     (tmp_path / "new").replace(tmp_path / "x.png")
@@ -246,8 +246,11 @@ def test_two_photos_for_one_result(method, photos, tmp_path, capsys):
 
 def test_photos_are_never_the_target(method, photos, capsys):
     data = (photos / "a.png").read_bytes()
-    assert unmask(photos, "-o", photos, "--method", method) == 1
-    assert unmask(photos, "-o", photos, "--method", method, "--overwrite") == 1
+    assert unmask(photos, "-o", photos, "--method", method) == 2
+    assert "the results need a folder of their own" in capsys.readouterr().err
+    assert files_of(photos) == ["a.png", "more/b.png"]
+    assert unmask(photos / "a.png", "-o", photos, "--method", method) == 1
+    assert unmask(photos / "a.png", "-o", photos, "--method", method, "--overwrite") == 1
     assert "is one of the photos" in capsys.readouterr().err
     assert (photos / "a.png").read_bytes() == data
 

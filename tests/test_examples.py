@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deocc.data import ImageFolder, pack
+from deocc.faces import Crop
 from deocc.images import read_image
 from deocc.plugins import names
 
@@ -74,3 +75,22 @@ def test_contact_sheet(tmp_path: Path) -> None:
     run("contact_sheet.py", str(tmp_path / "pack"), "-o", str(masked), "--occlude", "n95", "--across", "2")
     run("contact_sheet.py", str(tmp_path / "pack"), "-o", str(real), "--across", "2", "--first", "3")
     assert read_image(masked).shape[1] > 1.4 * read_image(real).shape[1]
+
+
+def test_contact_sheet_says_at_the_start_what_does_not_fit(tmp_path: Path) -> None:
+    if "canet" not in names():
+        pytest.skip("needs canet, which is not installed")
+    with as_file(files("deocc") / "portraits") as portraits:
+        pack(ImageFolder(portraits), tmp_path / "pack", crop=Crop(64, 0.75), limit=1)
+    (tmp_path / "old.png").write_text("mine")
+    for sheet, words in (
+        ("old.png", "old.png exists already"),
+        ("new.png", "canet restores crops of 128 pixels and zoom 0.75, but"),
+    ):
+        command = [sys.executable, str(EXAMPLES / "contact_sheet.py"), str(tmp_path / "pack"), "-o"]
+        done = subprocess.run(
+            [*command, str(tmp_path / sheet)], capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 2
+        assert words in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.png", "pack"]

@@ -258,6 +258,32 @@ def test_jpeg_with_a_few_bytes_after_its_end_is_whole(save: Save) -> None:
         read_image(save("a.jpg", encode(".jpg", picture()) + bytes(100)))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_with_a_film_after_its_end_is_whole(save: Save, progressive: bool) -> None:
+    """The motion photos of phones: a film, megabytes of it, follows the picture."""
+    data = encode(".jpg", picture(), cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive), cv2.IMWRITE_JPEG_RST_INTERVAL, 2)
+    film = np.random.default_rng(0).integers(0, 256, 200_000).astype(np.uint8).tobytes().replace(b"\xff\xd9", b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_image(save("a.jpg", data + film))
+    np.testing.assert_array_equal(read, read_image(save("b.jpg", data)))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_end_of_a_thumbnail_is_not_that_of_the_jpeg(save: Save, progressive: bool) -> None:
+    small = encode(".jpg", picture(8, 8))
+    data = encode(".jpg", picture(), cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive))
+    scan = data.rindex(b"\xff\xda")
+    segment = struct.pack(">HH", 0xFFE1, len(small) + 2) + small
+    for at in {2, scan}:  # in a progressive file there are scans before it too
+        whole = data[:at] + segment + data[at:]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read_image(save("whole.jpg", whole))
+        with pytest.warns(UserWarning, match=r"cut\.jpg is damaged"):
+            read_image(save("cut.jpg", whole[: scan + len(segment) + 60]))
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [

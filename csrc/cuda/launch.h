@@ -10,7 +10,7 @@
 #include "../tensor.h"
 
 #ifdef DEOCC_TORCH_WITHOUT_CUDA
-// Compiled only to check that it compiles: weak, so that the module loads without the symbol. Nothing calls it there.
+// Compiled only to check that it compiles: weak, so that the module loads without the symbol.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                    void** ret_stream);
 #endif
@@ -18,6 +18,10 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace deocc {
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
+#ifdef DEOCC_TORCH_WITHOUT_CUDA
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                  "deocc was built with a torch that has no CUDA: build it again with the one that is installed");
+#endif
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);

@@ -111,6 +111,8 @@ class _Table:
         lines = read_lines(path)
         body = lines[2:] if header else lines
         self.header = lines[1].split() if header and len(lines) > 1 else []
+        if not body:
+            raise InputError(f"{path} cannot be used: wanted lines with a name and {columns} whole numbers, got none")
         try:
             self.values: npt.NDArray[np.int32] = np.loadtxt(
                 body, np.int32, usecols=range(1, columns + 1), ndmin=2, comments=None

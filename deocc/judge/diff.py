@@ -8,6 +8,7 @@ is wider than it needs to be where the pairs are the same.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from deocc.report import INVENTED, print_table
 __all__ = ["Diff", "Difference", "diff", "diff_folders", "print_diff", "read_scores"]
 
 Array = NDArray[Any]
-Key = tuple[str, str, str, str, str, str]
+Key = tuple[str, str, str, str, str, str, str]
 
 _LOWER = ("eer", "fixed_fnmr", "fixed_fmr", "lpips", "frechet")
 _RESAMPLES = 1000
@@ -40,6 +41,7 @@ class Difference:
         recognizer: the matcher; of a distribution the network; empty for quality.
         restorer: the restorer; ``one -> other`` where the reports' only restorers have two names.
         state, kind, metric: as in the report.
+        crop: in which it was measured; empty but for quality and distribution.
         a, b: the figure in either report.
         difference: b minus a with its 95 % interval: paired where ``p`` is not None, else as if independent.
         p: two-sided, of no difference, from the paired bootstrap over the same pairs.
@@ -58,6 +60,7 @@ class Difference:
     p: float | None = None
     won: int | None = None
     lost: int | None = None
+    crop: str = ""
 
     @property
     def better(self) -> bool | None:
@@ -95,12 +98,14 @@ def print_diff(found: Diff, *, by_kind: bool = False) -> None:
         print(f"NOT COMPARABLE: {sentence}")
     for sentence in found.notes:
         print(f"NOTE: {sentence}")
-    columns = ("task", "matcher", "restorer", "state", "kind", "figure", "A", "B", "B - A", "p", "won", "lost", "B is")
+    names = ("task", "matcher", "restorer", "state", "kind", "crop", "figure")
+    columns = (*names, "A", "B", "B - A", "p", "won", "lost", "B is")
     rows = [
         (
             row.task,
             *(name or "-" for name in (row.recognizer, row.restorer, row.state)),
             row.kind,
+            row.crop or "-",
             row.metric,
             *(f"{side.value:.4f}" for side in (row.a, row.b)),
             _signed(row.difference),
@@ -111,7 +116,7 @@ def print_diff(found: Diff, *, by_kind: bool = False) -> None:
         for row in found.rows
         if by_kind or row.kind == "all"
     ]
-    print_table(columns, rows, left=6)
+    print_table(columns, rows, left=len(names))
     print()
     print(INVENTED)
 
@@ -129,7 +134,7 @@ def read_scores(folder: Path, report: Report) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as scores of pairs ({error})") from error
 
 
@@ -156,13 +161,13 @@ def diff(
     paired = {} if unlike else dict(_paired(a, b, names, *scores))
     rows = []
     for key, before in one.items():
-        task, recognizer, restorer, state, kind, metric = key
-        after = other.get((task, recognizer, names.get(restorer, restorer), state, kind, metric))
+        task, recognizer, restorer, state, kind, metric, crop = key
+        after = other.get((task, recognizer, names.get(restorer, restorer), state, kind, metric, crop))
         if after is None or before.value is None or after.value is None or (not restorer and before == after):
             continue
         shown = restorer if names.get(restorer, restorer) == restorer else f"{restorer} -> {names[restorer]}"
         known = paired.get(key, {"difference": _independent(before, after)})
-        rows.append(Difference(task, recognizer, shown, state, kind, metric, before, after, **known))
+        rows.append(Difference(task, recognizer, shown, state, kind, metric, before, after, crop=crop, **known))
     if not rows:
         raise UsageError("these reports have no figure in common but those that are equal in both")
     return Diff(unlike, tuple(_notes(a, b, names)), tuple(rows))
@@ -222,29 +227,31 @@ def _figures(report: Report) -> Iterator[tuple[Key, Figure]]:
     if (verification := report.verification) is not None:
         for row in verification.rows:
             key = ("verification", row.recognizer, row.restorer, row.state, row.kind)
-            yield (*key, "auc"), row.auc
-            yield (*key, "eer"), row.eer
+            yield (*key, "auc", ""), row.auc
+            yield (*key, "eer", ""), row.eer
             for rate in row.rates:
                 for name in ("tpr", "fixed_fnmr", "fixed_fmr"):
-                    yield (*key, f"{name}@{rate.fpr:g}"), getattr(rate, name)
-            yield (*key, "accuracy"), row.accuracy
+                    yield (*key, f"{name}@{rate.fpr:g}", ""), getattr(rate, name)
+            yield (*key, "accuracy", ""), row.accuracy
     if (retrieval := report.retrieval) is not None:
         for found in retrieval.rows:
             for name in ("rank1", "rank5", "rank10", "map"):
-                names = ("retrieval", found.recognizer, found.restorer, found.state, found.kind, name)
+                names = ("retrieval", found.recognizer, found.restorer, found.state, found.kind, name, "")
                 yield names, getattr(found, name)
         for sets in retrieval.sets:
-            yield ("ten sets", sets.recognizer, sets.restorer, sets.state, "all", "accuracy"), sets.accuracy
+            yield ("ten sets", sets.recognizer, sets.restorer, sets.state, "all", "accuracy", ""), sets.accuracy
     if (quality := report.quality) is not None:
         for one in quality.rows:
+            crop = _crop(one.size, one.zoom)
             for name in ("hole_psnr", "hole_ssim", "psnr", "ssim", "iou"):
-                yield ("quality", "", one.restorer, "", one.kind, name), getattr(one, name)
+                yield ("quality", "", one.restorer, "", one.kind, name, crop), getattr(one, name)
             for network, distance in one.lpips.items():
-                yield ("quality", "", one.restorer, "", one.kind, f"lpips {network}"), distance
+                yield ("quality", "", one.restorer, "", one.kind, f"lpips {network}", crop), distance
         for set_ in quality.distributions:
+            crop = _crop(set_.size, set_.zoom)
             for name in ("frechet", "precision", "recall", "f1", "realism"):
                 value = Figure(getattr(set_, name))
-                yield ("distribution", set_.network, set_.restorer, "", "all", name), value
+                yield ("distribution", set_.network, set_.restorer, "", "all", name, crop), value
 
 
 def _paired(
@@ -269,7 +276,7 @@ def _paired(
         sides = (one[keys[0]][inside], other[keys[1]][inside])
         found = _compared(*sides, same[inside], folds[inside], rates, a.verification.seed, samples)
         for metric, values in found.items():
-            yield ("verification", row.recognizer, row.restorer, row.state, row.kind, metric), values
+            yield ("verification", row.recognizer, row.restorer, row.state, row.kind, metric, ""), values
 
 
 def _compared(
@@ -320,7 +327,13 @@ def _independent(a: Figure, b: Figure) -> Figure:
 
 def _identity(part: Part) -> tuple[str, ...]:
     """What decides what a part computes."""
-    return part.method, part.version, part.sha256[:16], part.config, part.occlusion, f"{part.size} px, {part.zoom:g}"
+    files = (file.rpartition(" ")[2][:16] for file in part.files)
+    crop = _crop(part.size, part.zoom)
+    return part.method, part.version, part.sha256[:16], *files, part.config, part.occlusion, crop
+
+
+def _crop(size: int, zoom: float) -> str:
+    return f"{size} px, {zoom:g}"
 
 
 def _signed(change: Figure) -> str:

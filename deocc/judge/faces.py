@@ -140,6 +140,20 @@ class Faces:
         """Whether the face is occluded in the photo already, or None where the data do not say."""
         return None if self._occluded is None else self._occluded(name)
 
+    def masked(self, name: str) -> bool:
+        """Whether the face is occluded in the photo already, where real masks are judged.
+
+        Raises:
+            InputError: the data do not say.
+        """
+        said = self.occluded(name)
+        if said is None:
+            raise InputError(
+                f"{self.title} does not say which faces are occluded (such as {name}), so real masks cannot be told "
+                "from full faces: use a data set that says it, such as rmfrd or mfr2"
+            )
+        return said
+
     def load(self, name: str) -> Face:
         """Read an image.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from deocc.data.people import family, is_name, people_digests, read_people
+from deocc.data.people import family, is_name, merged, people_digests, read_people
 from deocc.judge.faces import SPLITS, Faces
 from deocc.judge.parts import Loaded
 from deocc.judge.result import Overlap
@@ -48,20 +48,23 @@ def overlap(one: Loaded, faces: Faces, tested: Iterable[str]) -> Overlap:
             both,
             f"{len(both)} of the {len(identities)} people tested were in the training of {one.key}: {listed}.",
         )
-    told = f"of {sum(len(data.digests) for data in people)} people that {one.key} was trained on, none is tested"
-    named = sum(map(is_name, identities))
-    # By number, people can be told from one another within one data set only.
-    apart = [
-        data.data
-        for data in people
-        if family(data.data) != family(faces.title) and (data.named < len(data.digests) or named < len(identities))
-    ]
-    if apart:
+    told = f"of {len(trained)} people that {one.key} was trained or evaluated on none is tested"
+    # By number, people can be told from one another within one data set only. A card may name a data set twice.
+    counts: dict[str, tuple[int, int]] = {}
+    for data in merged(people):
+        if family(data.data) != family(faces.title):
+            named, every = counts.get(data.data, (0, 0))
+            counts[data.data] = named + data.named, every + len(data.digests)
+    unnamed = [_unnamed(title, *count) for title, count in counts.items() if count[0] < count[1]]
+    where, named = "tested", sum(map(is_name, identities))
+    if named < len(identities) and any(count[0] for count in counts.values()):
+        unnamed.append(_unnamed(faces.title, named, len(identities)))
+        where = "in both"
+    if unnamed:
         return Overlap(
             "unknown",
             (),
-            f"As far as names can be compared, {told}; but {' and '.join(apart)} or {faces.title} knows people by "
-            "number: whether they share any is UNKNOWN.",
+            f"As far as names tell, {told}; {' and '.join(unnamed)}, so whether any of them is {where} is UNKNOWN.",
         )
     return Overlap("none", (), f"By name, {told}.")
 
@@ -70,6 +73,11 @@ def named_in(one: Loaded, recognizers: Iterable[Loaded]) -> tuple[str, ...]:
     """The recognizers that a part's configuration names: it may have been trained to please them."""
     words = set(_texts(one.card.get("config", {})))
     return tuple(other.key for other in recognizers if other.result.method and other.result.method in words)
+
+
+def _unnamed(title: str, named: int, every: int) -> str:
+    """Those of a data set's people that names tell nothing of."""
+    return f"{f'{every - named} ' if named else ''}people of {title} are known by number or one word"
 
 
 def _by_words(one: Loaded, faces: Faces) -> Overlap:

@@ -483,6 +483,7 @@ def _facts(report: Report) -> dict[str, str]:
             f"{verification.source}: {verification.pairs:,} in {verification.folds} folds; left out: "
             f"{len(verification.missing):,} that name missing images, {verification.elsewhere:,} of other parts of the "
             f"data, {verification.without_face:,} without a face"
+            + (f", {verification.alike:,} of two masked faces or of two full ones" if verification.alike else "")
         )
     seeds = sorted({(task.seed, task.resamples) for task in tasks if task is not None})
     facts["bootstrap"] = "; ".join(f"{resamples:,} samples, seed {seed}" for seed, resamples in seeds)
@@ -508,6 +509,7 @@ def _part(part: Part) -> str:
     words = [
         f"{part.method} of {part.distribution or '?'} {part.version}".rstrip(),
         f"weights {part.weights}, SHA-256 {part.sha256}" if part.weights else "no weights",
+        f"reads {_listed(part.files)}" if part.files else "",
         f"configuration {part.config}",
         f"crop {part.size} px, zoom {part.zoom:g}",
         f"occlusion {part.occlusion}" if part.occlusion else "",

@@ -33,6 +33,7 @@ class Listed:
         source: what lists them.
         missing: pairs that name an image that is not there.
         elsewhere: pairs whose images are both in another part of the data set.
+        alike: of real masks, pairs of two occluded faces or of two full ones.
         templates: name of a template -> its images, each with the name of its medium (a video, or the image itself);
             None where pairs are of images.
     """
@@ -42,6 +43,7 @@ class Listed:
     missing: tuple[str, ...] = ()
     elsewhere: int = 0
     templates: Mapping[str, tuple[tuple[str, str], ...]] | None = None
+    alike: int = 0
 
     def images(self) -> tuple[frozenset[str], frozenset[str]]:
         """The images of the gallery and of the probes."""
@@ -64,17 +66,24 @@ class Listed:
         return {name: images for name, images in units.items() if images}
 
 
-def list_pairs(faces: Faces, file: str | Path | None, *, seed: int = 0, limit: int | None = None) -> Listed:
+def list_pairs(
+    faces: Faces, file: str | Path | None, *, seed: int = 0, limit: int | None = None, real: bool = False
+) -> Listed:
     """The pairs of a file, those of the data set's own list, or ones made by a seed where there is no list.
+
+    Of real masks, only pairs of a full face and of an occluded one are left.
 
     Raises:
         UsageError: ``limit`` is below 2.
         InputError: the list is missing or broken, more than one pair in a hundred names an image that is not there, no
-            pair is left, or there is no list and no person has two images.
+            pair is left, there is no list and no person has two images, or the data do not say which faces wear real
+            masks.
     """
     if limit is not None and limit < 2:
         raise UsageError(f"at least two pairs must be judged, got the limit {limit}")
     if isinstance(faces.source, IJBC) and file is None:
+        if real:
+            faces.masked(faces.names[0])  # IJB-C does not say
         return _templates(faces.source, limit)
     if file is not None:
         pairs, source = read_list(Path(file)), Path(file).name
@@ -83,26 +92,30 @@ def list_pairs(faces: Faces, file: str | Path | None, *, seed: int = 0, limit: i
     elif isinstance(faces.source, MFR2):
         pairs, source = faces.source.pairs(), "pairs.txt of MFR2"
     else:
-        pairs = made_pairs(faces, seed)
+        pairs = made_pairs(faces, seed, real=real)
         source = f"made here by the seed {seed}: pairs of each person's images, and as many of two people"
-    here, missing, elsewhere = [], [], 0
+    here, missing, elsewhere, alike = [], [], 0, 0
     for pair in pairs:
         there = (pair.first in faces) + (pair.second in faces)
-        if there == 2:
+        if there == 2 and real and faces.masked(pair.first) == faces.masked(pair.second):
+            alike += 1
+        elif there == 2:
             here.append(_oriented(pair, faces))
         elif there == 0 and faces.partial:
             elsewhere += 1
         else:
             missing.append(f"{pair.first} {pair.second}")
-    listed = len(here) + len(missing)
+    listed = len(here) + alike + len(missing)
     if len(missing) > MISSING * listed:
         raise InputError(
             f"{len(missing)} of the {listed} pairs of {source} name images that are not in {faces.title}, and at most "
             f"{MISSING:.0%} may: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
         )
+    if alike and not here:
+        raise InputError(f"none of the {alike} pairs of {source} in {faces.title} is of a full face and a masked one")
     if not here:
         raise InputError(f"none of the {len(pairs)} pairs of {source} has its images in {faces.title}")
-    return Listed(tuple(_spaced(here, limit)), source, tuple(missing), elsewhere)
+    return Listed(tuple(_spaced(here, limit)), source, tuple(missing), elsewhere, alike=alike)
 
 
 def read_list(path: Path) -> list[Pair]:
@@ -134,14 +147,16 @@ def read_list(path: Path) -> list[Pair]:
     return pairs
 
 
-def made_pairs(faces: Faces, seed: int, most: int = 3000) -> list[Pair]:
+def made_pairs(faces: Faces, seed: int, most: int = 3000, *, real: bool = False) -> list[Pair]:
     """Pairs for data without a list: up to ``most`` of one person, about as many of two; ten folds that share nobody.
 
     Everybody with two images comes in, the more of a person's pairs the later; two people of an impostor pair are of
-    one fold.
+    one fold. Of real masks, everybody with a full face and an occluded one comes in: the former is a pair's first image
+    and the latter its second.
 
     Raises:
-        InputError: nobody has two images, or there is only one person.
+        InputError: nobody has two images (of real masks: such two), there is only one person, or the data do not say
+            which faces wear real masks.
     """
     people: dict[str, list[str]] = defaultdict(list)
     for name in faces.names:
@@ -149,16 +164,21 @@ def made_pairs(faces: Faces, seed: int, most: int = 3000) -> list[Pair]:
         if person is not None:
             people[person].append(name)
     generator = np.random.default_rng(seed)
-    order = [sorted(people)[number] for number in generator.permutation(len(people))]
+    sides = {person: (names, names) for person, names in people.items()}
+    if real:
+        sides = {person: _sides(names, faces) for person, names in people.items()}
+        sides = {person: both for person, both in sides.items() if all(both)}
+    order = [sorted(sides)[number] for number in generator.permutation(len(sides))]
     folds = min(FOLDS, len(order) // 2)
     if folds == 0 or not any(len(people[person]) > 1 for person in order):
-        several = sum(len(names) > 1 for names in people.values())
+        several = sum(len(people[person]) > 1 for person in order)
+        what = "a full face and a masked one" if real else "two images"
         raise InputError(
-            f"{faces.title} has {len(people)} people, of whom {several} have two images: give a list of pairs, or a "
+            f"{faces.title} has {len(people)} people, of whom {several} have {what}: give a list of pairs, or a "
             "folder for each person with two images and more"
         )
     fold_of = {person: number * folds // len(order) for number, person in enumerate(order)}
-    queues = [itertools.combinations(_shuffled(people[person], generator), 2) for person in order]
+    queues = [_of_one(sides[person], generator, real) for person in order]
     genuine = [
         Pair(first, second, True, fold_of[person])
         for person, (first, second) in itertools.islice(_in_turn(order, queues), most)
@@ -170,8 +190,8 @@ def made_pairs(faces: Faces, seed: int, most: int = 3000) -> list[Pair]:
     for pair in genuine:
         one, other = generator.choice(len(members[pair.fold]), 2, replace=False)
         first, second = (
-            people[members[pair.fold][number]][int(generator.integers(len(people[members[pair.fold][number]])))]
-            for number in (one, other)
+            side[int(generator.integers(len(side)))]
+            for side in (sides[members[pair.fold][one]][0], sides[members[pair.fold][other]][1])
         )
         impostors[Pair(first, second, False, pair.fold)] = None
     return [*genuine, *impostors]
@@ -206,6 +226,20 @@ def _in_turn(
 
 def _shuffled(names: Sequence[str], generator: np.random.Generator) -> list[str]:
     return [names[number] for number in generator.permutation(len(names))]
+
+
+def _of_one(
+    sides: tuple[Sequence[str], Sequence[str]], generator: np.random.Generator, real: bool
+) -> Iterator[tuple[str, str]]:
+    """All pairs of a person's images, or of those on either side."""
+    if real:
+        return itertools.product(_shuffled(sides[0], generator), _shuffled(sides[1], generator))
+    return itertools.combinations(_shuffled(sides[0], generator), 2)
+
+
+def _sides(names: Sequence[str], faces: Faces) -> tuple[list[str], list[str]]:
+    """The images of full faces, and those of occluded ones."""
+    return [name for name in names if not faces.masked(name)], [name for name in names if faces.masked(name)]
 
 
 def _oriented(pair: Pair, faces: Faces) -> Pair:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Literal
@@ -111,29 +111,51 @@ def load_occluder(occluder: str | method.Occluder, device: str = "cpu") -> tuple
     Raises:
         UsageError: not the name of a method with an occluder, and no occluder; else as in :func:`deocc.plugins.load`.
     """
-    one = _named(occluder, "occluder", None, device) if isinstance(occluder, str) else _object(occluder, "occluder")
+    if isinstance(occluder, str):
+        one = _named(occluder, "occluder", None, device, [occluder])
+    else:
+        one = _object(occluder, "occluder")
     return one.part, one.key, _digest(one.identity)[:16]
 
 
 def _load(names: Sequence[Any], role: Role, weight_files: Mapping[str, str | Path], device: str) -> list[Loaded]:
     found: list[Loaded] = []
+    written = [name for name in names if isinstance(name, str)]
     for name in names:
-        one = _named(name, role, weight_files.get(name), device) if isinstance(name, str) else _object(name, role)
+        if isinstance(name, str):
+            one = _named(name, role, weight_files.get(name), device, written)
+        else:
+            one = _object(name, role)
         if one.key in {other.key for other in found}:
             raise UsageError(f"the {role} {one.key!r} was given twice")
         found.append(one)
     return found
 
 
-def _named(name: str, role: Role, file: str | Path | None, device: str) -> Loaded:
+def _named(name: str, role: Role, file: str | Path | None, device: str, names: Collection[str]) -> Loaded:
     part: Any = plugins.load(name, role, weights=file, device=device)
     bare = name.partition(":")[0]
     path = Path(file) if file is not None else plugins.packaged_weights(plugins.get(bare), role)
-    # Of a path only the name: a report says nothing about the machine.
-    key = re.sub(r"[^:,=]*/", "", name)
     entry = next(iter(entry_points(group=plugins.GROUP, name=bare)), None)
     dist = entry.dist.metadata["Name"] if entry is not None and entry.dist is not None else ""
-    return _loaded(part, role, key, path, method=bare, distribution=dist)
+    return _loaded(part, role, _key(name, names), path, method=bare, distribution=dist)
+
+
+def _key(name: str, names: Collection[str]) -> str:
+    """What rows call a part.
+
+    Of a path only the name, since a report says nothing about the machine, behind as many folders as tell it from the
+    other names.
+    """
+    folders = 0
+    while any(other != name and _cut(other, folders) == _cut(name, folders) for other in names):
+        folders += 1
+    return _cut(name, folders)
+
+
+def _cut(name: str, folders: int) -> str:
+    """A name with no more than so many folders in front of each of its files."""
+    return re.sub(r"[^:,=]*/", lambda path: "/".join(path[0].split("/")[-folders - 1 :]), name)
 
 
 def _object(part: Any, role: Role) -> Loaded:
@@ -147,14 +169,16 @@ def _object(part: Any, role: Role) -> Loaded:
 
 def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, distribution: str) -> Loaded:
     card = {} if path is None else weights.read_card(path)
-    files = part.files
-    digest = ""
+    read = [sha256(file) for file in part.files]
+    own, named = [], path
     if path is not None:
-        digest = card["sha256"]
-    elif files:
-        digest = sha256(files[0]) if len(files) == 1 else _digest([sha256(file) for file in files])
+        own = [card["sha256"]]
     elif part.network is not None:
-        digest = state_digest(part.network)
+        own = [state_digest(part.network)]
+    elif read:
+        named = part.files[0]
+    # One file alone stands for the weights.
+    besides = zip(part.files, read, strict=True) if own or len(read) > 1 else ()
     try:
         settings = configuration.to_dict(part.config)
     except UsageError:  # a part that was handed in may have any configuration
@@ -165,8 +189,9 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
         distribution=distribution,
         version=_version(distribution),
         role="recognizer" if role == "recognizer" else "restorer",
-        weights=(path or (files[0] if files else Path())).name,
-        sha256=digest,
+        weights="" if named is None else named.name,
+        sha256=_joint(own or read),
+        files=tuple(f"{file.name} {digest}" for file, digest in besides),
         config=_digest(settings)[:16],
         size=part.crop_size,
         zoom=float(part.crop_zoom),
@@ -178,7 +203,7 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
     identity = {
         "class": f"{type(part).__module__}:{type(part).__qualname__}",
         "source": _source_digest(type(part)),
-        "weights": digest,
+        "weights": _joint([*own, *read]),
         "config": settings,
         "crop": [part.crop_size, float(part.crop_zoom)],
     }
@@ -191,6 +216,11 @@ def _with(one: Loaded, *, key: str, occlusion: Literal["found", "given"]) -> Loa
         result=dataclasses.replace(one.result, key=key, occlusion=occlusion),
         identity={**one.identity, "occlusion": occlusion},
     )
+
+
+def _joint(digests: Sequence[str]) -> str:
+    """One digest of several: the only one as it is, none as nothing."""
+    return _digest(digests) if len(digests) > 1 else "".join(digests)
 
 
 def _digest(value: Any) -> str:

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 FORMAT = "deocc judge"
-VERSION = 1
+VERSION = 2
 
 STATES = ("TT", "MT", "UT", "MM", "UU")
 """Probe and gallery: T true, M occluded, U unmasked."""
@@ -212,6 +212,7 @@ class Verification:
         source: what lists the pairs.
         missing: pairs that name an image that is not in the data, as "first second"; they are left out.
         elsewhere: pairs of which no image is in this part of the data set; they are left out.
+        alike: of real masks, pairs of two occluded faces or of two full ones; they are left out.
         without_face: pairs left out since no face was found in one of their images.
         seed, resamples: of the bootstrap.
         rows, comparisons, curves: the figures.
@@ -228,6 +229,7 @@ class Verification:
     source: str = ""
     missing: tuple[str, ...] = ()
     elsewhere: int = 0
+    alike: int = 0
     without_face: int = 0
     seed: int = 0
     resamples: int = 0
@@ -273,7 +275,7 @@ class TenSets:
         recognizer, restorer, state: as in :class:`RetrievalRow`.
         sets, matched, unmatched: sets, and pairs in each.
         accuracies: one for each set.
-        accuracy: their mean, with plus and minus 1.96 standard errors.
+        accuracy: their mean, with plus and minus 1.96 standard errors; without these where sets share pairs.
     """
 
     recognizer: str = ""
@@ -434,6 +436,7 @@ class Part:
         occlusion: "found" by the restorer or "given" to it, the true one; empty for a recognizer.
         weights: name of the weights file, empty without one.
         sha256: of the weights file, empty without one.
+        files: name and SHA-256 of each model that was read besides that file.
         config: first 16 hex digits of the digest of its configuration.
         size, zoom: its crop.
         data, licence, notes: as the weights' card says.
@@ -450,6 +453,7 @@ class Part:
     occlusion: Literal["found", "given", ""] = ""
     weights: str = ""
     sha256: str = ""
+    files: tuple[str, ...] = ()
     config: str = ""
     size: int = 0
     zoom: float = 0.0

@@ -215,7 +215,7 @@ def _judge(
     wants = Wants()
     listed = chosen = names = None
     if "verification" in tasks:
-        listed = list_pairs(faces, pairs, seed=seed, limit=limit)
+        listed = list_pairs(faces, pairs, seed=seed, limit=limit, real=occluding.real)
         wants |= verify.verification_wants(listed, occluding.real)
     if "retrieval" in tasks:
         chosen = retrieve.search(faces, real=occluding.real, limit=limit)
@@ -320,6 +320,8 @@ def _warnings(faces: Faces, views: Views, verified: result.Verification | None) 
         yield f"{len(verified.missing)} pairs name images that are not in {faces.title}; they are left out."
     if verified is not None and verified.elsewhere:
         yield f"{verified.elsewhere} pairs are of images in other parts of the data set; {faces.title} lacks them."
+    if verified is not None and verified.alike:
+        yield f"{verified.alike} pairs are of two masked faces or of two full ones; with real masks they are left out."
     for what, names in (("no face was found", views.without_face), ("nothing could be read", views.unreadable)):
         if names:
             listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")

@@ -123,6 +123,7 @@ def verification(
         source=listed.source,
         missing=listed.missing,
         elsewhere=listed.elsewhere,
+        alike=listed.alike,
         without_face=len(listed.pairs) - len(pairs),
         seed=seed,
         resamples=table.resamples,

@@ -105,7 +105,8 @@ class Views:
 
 
 class Restoration(NamedTuple):
-    """Restored crops: float image (N, 3, S, S) and occlusion (N, 1, S, S), and both as uint8 (occlusion 0 or 1)."""
+    """Restored crops: float image (N, 3, S, S) and the occlusion found or given (N, 1, S, S); the image as uint8, and
+    the pixels that come from it (N, S, S), 0 or 1: the occlusion, or all of them where a restorer redraws the face."""
 
     image: Tensor
     occlusion: Tensor
@@ -173,11 +174,10 @@ def restored_crops(restorer: Loaded, crops: U8, hidden: U8, names: Sequence[str]
         for name, one in zip(names[start : start + BATCH], image, strict=True):
             if not bool(torch.isfinite(one).all()):
                 raise InputError(f"the restorer {restorer.key!r} returned values that are not finite for {name}")
-        if restorer.part.redraws_face:
-            occlusion = torch.ones_like(occlusion)
         parts.append((image.clamp(0, 1), occlusion))
     image, occlusion = (torch.cat([part[index] for part in parts]) for index in (0, 1))
-    return Restoration(image, occlusion, to_uint8(image), (occlusion[:, 0] > 0).to(torch.uint8).numpy())
+    made = torch.ones_like(occlusion) if restorer.part.redraws_face else occlusion
+    return Restoration(image, occlusion, to_uint8(image), (made[:, 0] > 0).to(torch.uint8).numpy())
 
 
 class _Pass:
@@ -215,7 +215,11 @@ class _Pass:
                 self.embedding[one.key, restorer.key, "U"] = stage(masked, **what)
         makers: list[tuple[str, Crop, Any]] = [("", crop, [crop.size, crop.zoom]) for crop in self.crops]
         makers += [(restorer.key, restorer.crop, restorer.identity) for restorer in restorers]
-        self.figures = {(key, crop): stage(masked, figures=FIGURES, of=of) for key, crop, of in makers}
+        # Before this mark, the IoU of a restorer that redraws was of the whole crop.
+        redrawn = {restorer.key: {"iou": "found"} for restorer in restorers if restorer.part.redraws_face}
+        self.figures = {
+            (key, crop): stage(masked, figures=FIGURES, of=of, **redrawn.get(key, {})) for key, crop, of in makers
+        }
         self.perception: dict[tuple[str, str | None, Crop], Stage] = {}
         for network in networks:
             for key, crop, of in makers:

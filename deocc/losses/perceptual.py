@@ -46,11 +46,12 @@ class LPIPS(nn.Module):
             raise WeightsError(f"{weights}: cannot be read as the weights of LPIPS ({error})") from error
         layouts = {5: _ALEXNET, 13: _VGG16}
         count = sum(name.startswith("conv") and name.endswith(".weight") for name in tensors)
-        heads = [tensors.get(f"lin{i}") for i in range(5)]
-        if count not in layouts or any(head is None for head in heads):
+        wanted = [f"conv{i}.{kind}" for i in range(count) for kind in ("weight", "bias")]
+        wanted += [f"lin{i}" for i in range(5)]
+        if count not in layouts or not tensors.keys() >= set(wanted):
             raise WeightsError(
-                f"{weights}: wanted conv0..conv4 (AlexNet) or conv0..conv12 (VGG16) and lin0..lin4, "
-                f"got {', '.join(sorted(tensors))}"
+                f"{weights}: wanted conv0..conv4 (AlexNet) or conv0..conv12 (VGG16), .weight and .bias of each, and "
+                f"lin0..lin4, got {', '.join(sorted(tensors))}"
             )
         self.layout = layouts[count]
         self.convolutions = nn.ModuleList()
@@ -59,9 +60,8 @@ class LPIPS(nn.Module):
             convolution = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], stride, padding)
             convolution.load_state_dict({"weight": weight, "bias": tensors[f"conv{index}.bias"].float()})
             self.convolutions.append(convolution)
-        for index, head in enumerate(heads):
-            assert head is not None
-            self.register_buffer(f"head{index}", head.float().flatten())
+        for index in range(5):
+            self.register_buffer(f"head{index}", tensors[f"lin{index}"].float().flatten())
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.requires_grad_(False)

@@ -198,7 +198,11 @@ Operator.uses_reference._dynamo_marked_constant = True  # type: ignore[attr-defi
 
 
 def _in_triton(name: str, kernel: str, *arguments: Any) -> Any:
-    return getattr(importlib.import_module(f"deocc.ops.triton.{name}"), kernel)(*arguments)
+    first = next(argument for argument in arguments if isinstance(argument, torch.Tensor))
+    # The caller's autocast is still on here and would round matrix products; Triton launches on the current device.
+    on_its_device = torch.cuda.device_of(first)  # type: ignore[no-untyped-call]
+    with torch.autocast(first.device.type, enabled=False), on_its_device:
+        return getattr(importlib.import_module(f"deocc.ops.triton.{name}"), kernel)(*arguments)
 
 
 def _backend(reason: str) -> Backend:

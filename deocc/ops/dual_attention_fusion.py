@@ -448,10 +448,27 @@ def _keep_shape(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> No
 
 def _downsample_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
     wide = gradient.to(_wide(gradient))
-    # Of the image, the shape is all that this derivative looks at.
-    image = wide.new_zeros(()).expand(ctx.shape)
-    by_image: Tensor = torch.ops.aten._adaptive_avg_pool2d_backward(wide, image)
+    if gradient.device.type == "cpu":
+        # Of the image, the shape is all that this derivative looks at.
+        image = wide.new_zeros(()).expand(ctx.shape)
+        by_image: Tensor = torch.ops.aten._adaptive_avg_pool2d_backward(wide, image)
+    else:
+        by_image = _spread(wide, ctx.shape[2:])
     return by_image.to(gradient.dtype), None, None
+
+
+def _spread(gradient: Tensor, size: Sequence[int]) -> Tensor:
+    """The adjoint of :func:`area_downsample`: what aten has for a GPU adds up in any order, so that bits change."""
+    rows, columns = (_windows(to, of, gradient) for to, of in zip(gradient.shape[2:], size, strict=True))
+    return rows.T @ gradient @ columns
+
+
+def _windows(to: int, of: int, like: Tensor) -> Tensor:
+    """The matrix (to, of) that averages ``of`` numbers to ``to``."""
+    index, place = torch.arange(to, device=like.device), torch.arange(of, device=like.device)
+    first, last = index * of // to, ((index + 1) * of + to - 1) // to
+    inside = (place >= first[:, None]) & (place < last[:, None])
+    return inside.to(like.dtype) / (last - first)[:, None]
 
 
 def _blend_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
         table.add_column(name, justify="left" if index < left else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    # A file may be named "[bold]" or ":smile:": values are no markup.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False)
     with console.capture() as text:
         console.print(table)
     for line in text.get().splitlines():

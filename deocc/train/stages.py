@@ -18,7 +18,7 @@ from deocc import config as configuration
 from deocc import plugins, weights
 from deocc.data import PackedFaces, concatenate
 from deocc.data.people import merged, read_people, training_people
-from deocc.errors import InputError, UsageError
+from deocc.errors import InputError, UsageError, WeightsError
 from deocc.files import atomic_write
 from deocc.method import Method, Training
 from deocc.train.engine import FitEngine, SingleDevice
@@ -181,7 +181,13 @@ def run(
         seed_everything("networks", stage, *seeds)
         task = method.resolve(stage)(config)
         if exports:
-            task.start_from(exports)
+            try:
+                task.start_from(exports)
+            except (KeyError, RuntimeError) as error:  # of load_state_dict, with a line for each tensor
+                reason = " ".join(str(error).split())[:300]
+                raise WeightsError(
+                    f"stage {stage!r} of {method.name} cannot start from these weights: {reason}"
+                ) from error
         folder = fit(
             task,
             train_faces,
@@ -210,7 +216,7 @@ def _exported(stage: Path) -> list[Path]:
     return sorted((stage / "best").glob("*.safetensors")) or sorted((stage / "last").glob("*.safetensors"))
 
 
-def _add_people(details: dict[str, Any], card: Mapping[str, Any], path: Path | str) -> None:
+def _add_people(details: dict[str, Any], card: dict[str, Any], path: Path | str) -> None:
     """What earlier weights were trained on, these are too; where that is not known, theirs is not either."""
     earlier, ours = read_people(card, path), read_people(details, path)
     if earlier is None or ours is None:

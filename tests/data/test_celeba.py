@@ -104,6 +104,25 @@ def test_missing_and_broken_files_are_named(root: Path, name: str, split: str | 
         CelebA(root, split=split)
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("identity_CelebA.txt", 0),
+        ("list_eval_partition.txt", 0),
+        ("list_attr_celeba.txt", 0),
+        ("list_attr_celeba.txt", 2),
+    ],
+)
+def test_annotations_without_a_line(root: Path, name: str, lines: int, recwarn: pytest.WarningsRecorder) -> None:
+    (path,) = root.rglob(name)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises(
+        InputError, match=rf"{name} cannot be used: wanted lines with a name and \d+ whole numbers, got none"
+    ):
+        CelebA(root, split="train")
+    assert not recwarn
+
+
 def test_header_must_fit(root: Path) -> None:
     (path,) = root.rglob("list_attr_celeba.txt")
     path.write_text(path.read_text().replace("6\n", "7\n", 1))

@@ -13,8 +13,8 @@ from deocc import judge
 from deocc.cli import main
 from deocc.data import PackedFaces
 from deocc.errors import InputError, UsageError
-from deocc.judge.diff import Diff, Difference, diff, diff_folders, read_scores
-from deocc.judge.result import Figure, Report, read, write
+from deocc.judge.diff import Diff, Difference, diff, diff_folders, print_diff, read_scores
+from deocc.judge.result import Distribution, Figure, Part, Quality, QualityRow, Report, read, write
 
 
 @pytest.fixture
@@ -89,6 +89,39 @@ def test_scores_are_those_of_the_report(made: dict[str, Report], tmp_path: Path)
     (tmp_path / "helps" / "scores.npz").unlink()
     with pytest.raises(InputError, match=r"scores\.npz cannot be read as scores of pairs"):
         diff_folders(tmp_path / "helps", tmp_path / "idle")
+
+
+def test_a_file_of_scores_that_was_cut_off(made: dict[str, Report], tmp_path: Path) -> None:
+    path = tmp_path / "helps" / "scores.npz"
+    whole = path.read_bytes()
+    for length in (0, 40, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"scores\.npz cannot be read as scores of pairs"):
+            read_scores(path.parent, made["helps"])
+
+
+def measured(restorer: str, *rows: tuple[str, int, float]) -> Report:
+    """A report on quality: rows of a restorer (or none), the size of its crop, and the PSNR there."""
+    crops = [QualityRow(key, size=size, zoom=0.75, psnr=Figure(psnr)) for key, size, psnr in rows]
+    sets = [Distribution(key, "net", size=size, zoom=0.75, frechet=psnr) for key, size, psnr in rows]
+    parts = (Part(restorer),)
+    return Report(restorers=parts, quality=Quality(rows=tuple(crops), distributions=tuple(sets)))
+
+
+def test_figures_of_different_crops_are_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    one = measured("a", ("", 128, 20.0), ("", 256, 30.0), ("a", 128, 25.0))
+    other = measured("a", ("", 128, 21.0), ("", 256, 32.0), ("a", 128, 25.5))
+    found = diff(one, other)
+    rows = {(row.task, row.restorer, row.crop): row.difference.value for row in found.rows}
+    assert rows == {
+        (task, key, f"{size} px, 0.75"): change
+        for task in ("quality", "distribution")
+        for key, size, change in (("", 128, 1.0), ("", 256, 2.0), ("a", 128, 0.5))
+    }
+    print_diff(found)
+    assert "256 px, 0.75" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="no figure in common"):
+        diff(measured("a", ("a", 128, 25.0)), measured("b", ("b", 256, 25.5)))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,37 @@ def test_the_probe_is_the_occluded_one(tmp_path: Path) -> None:
     ]
 
 
+def test_of_real_masks_a_pair_is_of_a_full_face_and_a_masked_one(tmp_path: Path) -> None:
+    lines = ["p00/0.png p00/1.png 1", "p00/1.png p01/0.png 0", "p00/0.png p01/0.png 0", "p00/1.png p01/1.png 0"]
+    path = listing(tmp_path, lines)
+    found = list_pairs(faces(names(2, 2), masked="0.png"), path, real=True)
+    assert [(pair.first, pair.second) for pair in found.pairs] == [
+        ("p00/1.png", "p00/0.png"),
+        ("p00/1.png", "p01/0.png"),
+    ]
+    assert (found.alike, found.missing, found.elsewhere) == (2, (), 0)
+    assert list_pairs(faces(names(2, 2), masked="0.png"), path).alike == 0
+    with pytest.raises(
+        InputError, match=r"none of the 4 pairs of pairs\.txt in faces is of a full face and a masked one"
+    ):
+        list_pairs(faces(names(2, 2), masked="png"), path, real=True)
+    for file in (path, None):
+        with pytest.raises(InputError, match=r"faces does not say which faces are occluded \(such as p00/0\.png\)"):
+            list_pairs(faces(names(2, 2)), file, real=True)
+
+
+def test_made_pairs_of_real_masks() -> None:
+    there = [*names(40, 4), *(f"p{person}/3.png" for person in range(40, 50))]  # the latter have a full face alone
+    source = faces(there, masked="0.png")
+    pairs = made_pairs(source, seed=0, real=True)
+    assert sum(pair.same for pair in pairs) == 40 * 3
+    assert len(pairs) > 1.8 * 40 * 3
+    assert {(source.occluded(pair.first), source.occluded(pair.second)) for pair in pairs} == {(False, True)}
+    assert set(list_pairs(source, None, real=True).pairs) == set(pairs)
+    with pytest.raises(InputError, match="has 20 people, of whom 0 have a full face and a masked one"):
+        made_pairs(faces(names(20, 2), masked="png"), seed=0, real=True)
+
+
 def test_made_pairs() -> None:
     pairs = made_pairs(faces(names(40, 3)), seed=0)
     assert pairs == made_pairs(faces(names(40, 3)), seed=0) != made_pairs(faces(names(40, 3)), seed=1)

@@ -12,7 +12,8 @@ import torch
 
 from deocc import judge, weights
 from deocc.errors import UsageError
-from deocc.judge.parts import load_occluder, load_recognizers, load_restorers, state_digest
+from deocc.files import sha256
+from deocc.judge.parts import Loaded, _key, load_occluder, load_recognizers, load_restorers, state_digest
 
 BOTH = 'restorer="{module}_parts:Learned", recognizer="{module}_parts:Embed", occluder="{module}_parts:Grey",'
 
@@ -71,6 +72,74 @@ def test_a_model_beside_the_weights_counts(nothing: Any, tmp_path: Path) -> None
     assert one.result.weights == "model.onnx"
     model.write_bytes(b"2")
     assert load_restorers([nothing])[0].identity != one.identity
+
+
+def test_models_read_besides_the_weights_count_too(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> Loaded:
+        return load_restorers(["mine"], weight_files={"mine": file})[0]
+
+    digest = weights.read_card(file)["sha256"]
+    bare = load()
+    assert (bare.identity["weights"], bare.result.files) == (digest, ())
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"1")
+    monkeypatch.setattr(sys.modules["fake_mine_parts"].Learned, "files", (model,))
+    one = load()
+    assert one.identity["weights"] != digest
+    assert (one.result.weights, one.result.sha256) == ("w.safetensors", digest)
+    assert one.result.files == (f"model.onnx {sha256(model)}",)
+    model.write_bytes(b"2")
+    assert load().identity["weights"] not in (digest, one.identity["weights"])
+
+
+def test_a_digest_of_one_thing_is_that_things(nothing: Any, tmp_path: Path) -> None:
+    """Caches are kept by it."""
+    assert load_restorers([nothing])[0].identity["weights"] == ""
+    nothing.network = torch.nn.Linear(2, 2)
+    own = state_digest(nothing.network)
+    assert load_restorers([nothing])[0].identity["weights"] == own
+    models = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    for model in models:
+        model.write_bytes(b"1")
+    nothing.files = models[:1]
+    both = load_restorers([nothing])[0]
+    assert both.identity["weights"] not in (own, sha256(models[0]))
+    assert (both.result.sha256, both.result.files) == (own, (f"a.onnx {sha256(models[0])}",))
+    nothing.network = None
+    alone = load_restorers([nothing])[0]
+    assert alone.identity["weights"] == alone.result.sha256 == sha256(models[0])
+    assert (alone.result.weights, alone.result.files) == ("a.onnx", ())
+    nothing.files = models
+    assert len(load_restorers([nothing])[0].result.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["onnx:run1/model.onnx"], ["onnx:model.onnx"]),
+        (["onnx:run1/model.onnx", "onnx:run2/model.onnx"], ["onnx:run1/model.onnx", "onnx:run2/model.onnx"]),
+        (
+            ["onnx:/a/run/m.onnx", "onnx:/b/run/m.onnx", "onnx:c/n.onnx"],
+            ["onnx:a/run/m.onnx", "onnx:b/run/m.onnx", "onnx:n.onnx"],
+        ),
+        (["onnx:/a/m.onnx", "onnx:a/m.onnx", "onnx:m.onnx"], ["onnx:/a/m.onnx", "onnx:a/m.onnx", "onnx:m.onnx"]),
+        (["onnx:a/m.onnx", "onnx:a/m.onnx"], ["onnx:m.onnx"] * 2),
+        (
+            ["onnx:a/m.onnx,layout=x/l.toml", "onnx:a/m.onnx,layout=y/l.toml"],
+            [f"onnx:a/m.onnx,layout={x}/l.toml" for x in "xy"],
+        ),
+    ],
+)
+def test_of_a_path_as_much_as_tells_it_from_another(names: list[str], keys: list[str]) -> None:
+    assert [_key(name, names) for name in names] == keys
+
+
+def test_two_files_of_one_name_are_two_parts(install: Any) -> None:
+    install("mine", extra=BOTH, edits=[("width: int = 4", 'path: str = ""')])
+    found = load_recognizers(["mine:run1/m.onnx", "mine:run2/m.onnx"])
+    assert [one.key for one in found] == ["mine:run1/m.onnx", "mine:run2/m.onnx"]
+    with pytest.raises(UsageError, match=r"the recognizer 'mine:m\.onnx' was given twice"):
+        load_recognizers(["mine:run1/m.onnx", "mine:run1/m.onnx"])
 
 
 def test_the_digest_of_a_network_without_a_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from deocc import judge
 from deocc.data import IdentityFolder, PackedFaces
 from deocc.errors import InputError, UsageError
-from deocc.judge.result import Report, Verification, VerificationRow
+from deocc.judge.result import Figure, Report, Verification, VerificationRow
 from deocc.method import Occluded, Occluder, Restored
 
 MASKS = ("surgical", "cloth", "n95")
@@ -186,7 +187,22 @@ def test_retrieval(packed: PackedFaces, oracle: Any, pixels: Any) -> None:
     assert sets["", "T"].sets == len(sets["", "T"].accuracies) == 10
     assert sets["", "T"].matched == sets["", "T"].unmatched == 24
     assert sets["Oracle", "U"].accuracies == sets["", "T"].accuracies
+    # Ten times the same 24 pairs.
+    assert sets["", "T"].accuracy == Figure(pytest.approx(np.mean(sets["", "T"].accuracies)))
     assert {c.metric: c for c in found.comparisons if c.kind == "all"}["map"].recovered == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("pairs", "shared"), [(2, False), (3, True)])
+def test_ten_sets_have_an_interval_where_they_share_no_pairs(
+    packed: PackedFaces, nothing: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch, pairs: int, shared: bool
+) -> None:
+    monkeypatch.setattr("deocc.judge.retrieve.PAIRS", pairs)
+    report = judge.retrieval(packed, restorers=[nothing], recognizers=[pixels], kinds=MASKS, resamples=0)
+    assert report.retrieval is not None
+    (sets, *_) = report.retrieval.sets
+    assert sets.matched == pairs
+    assert sets.accuracy.value == pytest.approx(np.mean(sets.accuracies))
+    assert (sets.accuracy.low is None, sets.accuracy.high is None) == (shared, shared)
 
 
 def test_quality(packed: PackedFaces, oracle: Any, nothing: Any, pixels: Any) -> None:
@@ -256,6 +272,35 @@ def test_an_occluder_and_a_restorer_that_redraws(packed: PackedFaces, pixels: An
     assert row(found, "UT", "Redraw").auc.value == pytest.approx(1 - row(found, "MT").auc.value)  # type: ignore[operator]
 
 
+def test_who_redraws_is_measured_by_what_it_found(
+    packed: PackedFaces, pixels: Any, nothing: Any, tmp_path: Path
+) -> None:
+    class Lower(Occluder):
+        crop_size, crop_zoom = 32, 0.75
+
+        def occlude(self, image: Tensor, seed: int) -> Occluded:
+            occlusion = torch.zeros_like(image[:, :1])
+            occlusion[:, :, 16:] = 1
+            return Occluded(image * (1 - occlusion), occlusion, ({},) * len(image))
+
+    class Redraw(type(nothing)):  # type: ignore[misc]
+        redraws_face = True
+
+        def restore(self, image: Tensor, occlusion: Tensor | None) -> Restored:
+            found = torch.zeros_like(image[:, :1])
+            found[:, :, 28:] = 1
+            return Restored(1 - image, found)
+
+    redraw = Redraw()
+    options = {"restorers": [redraw], "recognizers": [pixels], "occluder": Lower(Config()), "resamples": 0, "limit": 6}
+    report = judge.quality(packed, **options, out=tmp_path)
+    assert report.quality is not None
+    found = next(row for row in report.quality.rows if row.restorer == "Redraw")
+    assert found.iou.value == pytest.approx(0.25)
+    drawn = cv2.imread(str(tmp_path / report.quality.examples[0].pictures["found"]))
+    assert (drawn == 255).all(), "all of the face comes from the restorer"
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     width: int = 1
@@ -302,13 +347,34 @@ def test_faces_that_are_not_found_are_counted(folder: Path, nothing: Any, pixels
     assert any("In 2 images no face was found" in warning for warning in report.warnings)
 
 
-def test_real_masks(folder: Path, nothing: Any, oracle: Any, pixels: Any) -> None:
-    report = run(folder, nothing, pixels, occluder="real", kinds=None)
+class Masked(IdentityFolder):
+    """Every person's last image shows a mask."""
+
+    def attributes(self, name: str) -> dict[str, bool]:
+        return {"masked": name.endswith("0002.png")}
+
+
+def test_real_masks(folder: Path, nothing: Any, oracle: Any, pixels: Any, tmp_path: Path) -> None:
+    report = run(Masked(folder), nothing, pixels, occluder="real", kinds=None)
     found = report.verification
     assert found is not None
     assert {r.state for r in found.rows} == {"MT", "UT"}
     assert report.masks.occluder == "real"
     assert row(found, "MT").rates[0].fixed_fnmr.value is None
+    assert (found.genuine, found.alike) == (24, 0)
+    assert report.masks.counts == {"real": 12}
+    people = sorted({path.parent.name for path in folder.rglob("*.png")})
+    lines = [f"{one}/0002.png {one}/0000.png 1" for one in people]
+    lines += [f"{one}/0000.png {other}/0002.png 0" for one, other in itertools.pairwise(people)]
+    lines += [f"{one}/0000.png {one}/0001.png 1" for one in people]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    report = run(Masked(folder), nothing, pixels, occluder="real", kinds=None, pairs=tmp_path / "pairs.txt")
+    found = report.verification
+    assert found is not None
+    assert (found.genuine, found.impostors, found.alike) == (12, 11, 12)
+    assert "12 pairs are of two masked faces or of two full ones; with real masks they are left out." in report.warnings
+    with pytest.raises(InputError, match="does not say which faces are occluded"):
+        run(folder, nothing, pixels, occluder="real", kinds=None)
     with pytest.raises(UsageError, match="cannot be given to 'Oracle'"):
         run(folder, oracle, pixels, occluder="real", kinds=None)
     with pytest.raises(UsageError, match="nobody knows under a real mask"):
@@ -318,10 +384,6 @@ def test_real_masks(folder: Path, nothing: Any, oracle: Any, pixels: Any) -> Non
 
 
 def test_retrieval_of_real_masks(folder: Path, nothing: Any, pixels: Any) -> None:
-    class Masked(IdentityFolder):
-        def attributes(self, name: str) -> dict[str, bool]:
-            return {"masked": name.endswith("0002.png")}
-
     report = judge.retrieval(Masked(folder), restorers=[nothing], recognizers=[pixels], occluder="real", resamples=0)
     assert report.retrieval is not None
     assert (report.retrieval.probes, report.retrieval.gallery) == (12, 24)
@@ -395,3 +457,5 @@ def test_ijbc(folder: Path, nothing: Any, pixels: Any, tmp_path: Path) -> None:
     assert {r.kind for r in found.rows} == {"all"}
     assert row(found, "TT").accuracy.value is None  # one fold
     assert row(found, "TT").auc.value > row(found, "MT").auc.value > 0.5  # type: ignore[operator]
+    with pytest.raises(InputError, match="IJB-C does not say which faces are occluded"):
+        run(f"ijbc:{tmp_path}", nothing, pixels, occluder="real", kinds=None)

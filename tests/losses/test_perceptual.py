@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deocc.errors import InputError, WeightsError
 from deocc.losses import LPIPS, StyleLoss
@@ -57,6 +57,18 @@ def test_refuses_what_is_not_lpips(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="AlexNet"):
         LPIPS(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("conv2.bias", None), ("conv4.weight", "conv9.weight"), ("lin3", "linear")]
+)
+def test_refuses_names_that_are_not_lpips(tmp_path: Path, name: str, other: str | None) -> None:
+    path = small_alexnet(tmp_path / "alex.safetensors")
+    tensors = load_file(path)
+    tensor = tensors.pop(name)
+    save_file(tensors if other is None else {**tensors, other: tensor}, path)
+    with pytest.raises(WeightsError, match=r"wanted conv0\.\.conv4 \(AlexNet\).*\.bias of each.*, got conv0\.bias, "):
+        LPIPS(path)
 
 
 def test_style_is_the_difference_of_gram_matrices(tmp_path: Path) -> None:

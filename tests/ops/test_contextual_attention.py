@@ -119,6 +119,9 @@ def test_autocast_keeps_the_features_dtype(backend: str) -> None:
         assert contextual_attention(f, b, o).dtype == torch.float32
         assert contextual_attention(f.bfloat16(), b.bfloat16(), o).dtype == torch.bfloat16
         assert contextual_attention(f.bfloat16(), b, o).dtype == torch.float32
+        inside = contextual_attention(f, b, o)
+    with use_backend(backend):
+        assert torch.equal(inside, contextual_attention(f, b, o))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

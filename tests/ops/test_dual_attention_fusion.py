@@ -23,6 +23,7 @@ from deocc.ops import (
     channel_attention_projection,
     gated_projection,
 )
+from deocc.ops.dual_attention_fusion import _spread
 from deocc.ops.reference import dual_attention_fusion as reference
 from deocc.testing.operators import DTYPES, SPECS, use_backend
 
@@ -124,6 +125,23 @@ def test_autocast() -> None:
     assert got.known.dtype == got.result.dtype == torch.float32
     assert relative_error(got.result, wanted.double()) < 2e-2
     assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_rounds_nothing_of_float32(backend: str) -> None:
+    features, parameters = draw(2, 8, 5, 6), gate_parameters(8, 2)
+    with use_backend(backend) as device:
+        moved = [value.to(device) for value in (features, *parameters)]
+        with torch.autocast(device, dtype=torch.bfloat16):
+            inside = channel_attention_projection(*moved)
+        assert torch.equal(inside, channel_attention_projection(*moved))
+
+
+@pytest.mark.parametrize(("size", "whole"), [((2, 3), (8, 9)), ((3, 2), (7, 5)), ((4, 4), (4, 4))])
+def test_the_adjoint_of_the_average_for_other_devices(size: tuple[int, int], whole: tuple[int, int]) -> None:
+    image, gradient = draw(2, 3, *whole).requires_grad_(), draw(2, 3, *size)
+    (wanted,) = torch.autograd.grad(reference.area_downsample(image, size), image, gradient)
+    torch.testing.assert_close(_spread(gradient, whole), wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -225,6 +225,9 @@ def test_autocast_keeps_the_vectors_dtype(backend: str) -> None:
         assert info_nce(q.bfloat16(), p.bfloat16(), k).dtype == torch.float32
         assert info_nce(q, p, k.bfloat16()).dtype == torch.float32
         assert info_nce(q.bfloat16(), p.bfloat16(), k.bfloat16()).dtype == torch.bfloat16
+        inside = info_nce(q, p, k)
+    with use_backend(backend):
+        assert torch.equal(inside, info_nce(q, p, k))
 
 
 @pytest.mark.parametrize("backend", KERNELS)

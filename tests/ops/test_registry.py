@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 import warnings
 
 import pytest
@@ -84,3 +85,12 @@ def test_importing_brings_torch_and_nothing_else() -> None:
     )
     new = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert set(new) <= {"deocc", "deocc.ops", "deocc.errors", "deocc._C"}
+
+
+def test_triton_computes_without_the_callers_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = types.ModuleType("probe")
+    probe.look = lambda *_: (torch.ones(2, 2) @ torch.ones(2, 2)).dtype  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deocc.ops.triton.probe", probe)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert probe.look() == torch.bfloat16
+        assert registry._in_triton("probe", "look", None, torch.ones(1)) == torch.float32

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deocc.errors import InputError, UsageError
-from deocc.report import INVENTED, Picture, Row, Table, contact_sheet, html
+from deocc.report import INVENTED, Picture, Row, Table, contact_sheet, html, print_table
 
 RED = np.full((40, 40, 3), (200, 10, 20), dtype=np.uint8)
 GREY = np.full((20, 60), 130, dtype=np.uint8)
@@ -116,3 +116,14 @@ def test_html_refuses() -> None:
         html("x", rows=[Row("r", [Picture("p", RED[:, :0])])])
     with pytest.raises(UsageError):
         html("x", table=Table(["a", "b"], [["1"]]))
+
+
+def test_a_printed_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("photo", "[PSNR]"), [("IMG [copy]", "1"), ("IMG [/copy]", ":smile:"), ("[red]", "\\[b]")])
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [[cell.strip() for cell in line if cell] for line in lines] == [
+        ["photo", "[PSNR]"],
+        ["IMG [copy]", "1"],
+        ["IMG [/copy]", ":smile:"],
+        ["[red]", "\\[b]"],
+    ]

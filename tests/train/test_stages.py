@@ -116,12 +116,15 @@ def test_only_what_was_trained_is_written(tmp_path: Path) -> None:
     weights.save(tmp_path / "recognizer.safetensors", tensors, {**card, "part": "recognizer"})
     start = [earlier, tmp_path / "recognizer.safetensors"]
     assert list(go(tmp_path / "later", start_from=start)) == ["restorer"]
+    wider = TinyConfig(width=5)
+    with pytest.raises(WeightsError, match=r"'second' of tiny cannot start from these weights: .* size mismatch for 0"):
+        go(tmp_path / "wider", wider, stages=["second"], start_from=[earlier])
 
 
 def test_a_run_that_started_elsewhere_is_not_gone_on_with(tmp_path: Path) -> None:
     earlier = go(tmp_path / "earlier")["restorer"]
     go(tmp_path / "run", settings(steps=4))
-    with pytest.raises(UsageError, match="started_from is None in the checkpoint and {'restorer': "):
+    with pytest.raises(UsageError, match=r"started_from is None in the checkpoint and \{'restorer': "):
         go(tmp_path / "run", start_from=[earlier])
 
 

@@ -34,7 +34,8 @@ def contextual_attention(
     before, after = rate // 2, rate - rate // 2
     padded = F.pad(background, (before, after, before, after))
     patches = F.unfold(padded, 2 * rate, stride=rate)
-    mixed = patches @ attention.transpose(1, 2)
+    with torch.autocast(patches.device.type, enabled=False):
+        mixed = patches @ attention.transpose(1, 2)
     pasted = F.fold(mixed, (height + rate, width + rate), 2 * rate, stride=rate)
     return (pasted[:, :, before : before + height, before : before + width] / 4).to(dtype)
 
@@ -70,7 +71,8 @@ def scores(foreground: Tensor, background: Tensor, rate: int, fuse: bool) -> Ten
     keys = F.unfold(background, 3, padding=1)
     # sqrt(max(x, 1e-8)) is max(sqrt(x), 1e-4) with a finite derivative at 0.
     norm = (keys * keys).sum(dim=1, keepdim=True).clamp(min=1e-8).sqrt()
-    score = queries.transpose(1, 2) @ (keys / norm)
+    with torch.autocast(keys.device.type, enabled=False):
+        score = queries.transpose(1, 2) @ (keys / norm)
     if not fuse:
         return score
     score = _add_diagonal_neighbours(score)

@@ -21,7 +21,8 @@ def gated_projection(features: Tensor, channel_gate: Tensor, weight: Tensor, bia
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     rescaled = features.to(wide) * channel_gate.to(wide)[:, :, None, None]
-    projected = torch.einsum("oc,nchw->nohw", weight.to(wide), rescaled)
+    with torch.autocast(features.device.type, enabled=False):
+        projected = torch.einsum("oc,nchw->nohw", weight.to(wide), rescaled)
     if bias is not None:
         projected = projected + bias.to(wide)[:, None, None]
     return projected.to(features.dtype)
@@ -40,8 +41,9 @@ def channel_gate(features: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, 
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     average = features.to(wide).mean(dim=(2, 3))
-    hidden = F.linear(average, down.to(wide), down_bias.to(wide)).relu()
-    return F.linear(hidden, up.to(wide), up_bias.to(wide)).sigmoid()
+    with torch.autocast(features.device.type, enabled=False):
+        hidden = F.linear(average, down.to(wide), down_bias.to(wide)).relu()
+        return F.linear(hidden, up.to(wide), up_bias.to(wide)).sigmoid()
 
 
 def channel_attention_projection(

@@ -24,7 +24,8 @@ def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float)
     wide = torch.promote_types(dtype, torch.float32)
     query, positive, queue = query.to(wide), positive.to(wide), queue.detach().to(wide)
     right = (query * positive).sum(dim=1, keepdim=True) / temperature
-    wrong = query @ queue.T / temperature
+    with torch.autocast(query.device.type, enabled=False):
+        wrong = query @ queue.T / temperature
     # The fraction with both sides divided by exp(right): its derivative by `right` does not cancel.
     loss = torch.cat([right * 0, wrong - right], dim=1).logsumexp(dim=1)
     return (loss.sum() / max(len(query), 1)).to(dtype)

@@ -4,6 +4,7 @@ only move memory. Not yet timed on a GPU.
 Unlike on the CPU, scores are in memory as L x L matrices, in float32 (float64 for float64), for as many samples at a
 time as fit ``_ELEMENTS``. What each step computes is written down in ``csrc/contextual_attention.h``; its names are
 used here. A grid has one program for each row of queries' scores or block of keys: every access is along the keys.
+Queries are counted in int64: a score matrix may have more than 2**31 elements.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
@@ -55,8 +56,8 @@ def _column_sum(scores, q, k, h, w):
 def _sum_nine(source, factor, target, h, w, BLOCK: tl.constexpr):  # noqa: N803
     """S from G, with factor 1 / norm."""
     keys = h * w
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    q, sample = tl.program_id(1) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    q, sample = tl.program_id(0).to(tl.int64) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
     scores = source + sample * keys * keys
     total = tl.load(scores + q * keys + k, mask=k < keys, other=0.0)
     for dy in tl.static_range(-1, 2):
@@ -73,8 +74,8 @@ def _sum_nine(source, factor, target, h, w, BLOCK: tl.constexpr):  # noqa: N803
 def _sum_flat(source, target, h, w, BLOCK: tl.constexpr):  # noqa: N803
     """A1 from S."""
     keys = h * w
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    q, sample = tl.program_id(1) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    q, sample = tl.program_id(0).to(tl.int64) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
     scores = source + sample * keys * keys
     total = tl.load(scores + q * keys + k, mask=k < keys, other=0.0)
     total += tl.load(scores + (q - 1) * keys + k - 1, mask=(q > 0) & (k > 0) & (k < keys), other=0.0)
@@ -86,8 +87,8 @@ def _sum_flat(source, target, h, w, BLOCK: tl.constexpr):  # noqa: N803
 def _sum_columns(source, target, h, w, BLOCK: tl.constexpr):  # noqa: N803
     """A2 from A1."""
     keys = h * w
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    q, sample = tl.program_id(1) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    q, sample = tl.program_id(0).to(tl.int64) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
     total = _column_sum(source + sample * keys * keys, q, k, h, w)
     tl.store(target + sample * keys * keys + q * keys + k, total, mask=k < keys)
 
@@ -100,14 +101,14 @@ def _logits(scores, valid, q, k, h, w, scale, FUSE: tl.constexpr):  # noqa: N803
     else:
         score = tl.load(scores + q * keys + k, mask=k < keys, other=0.0)
     weight = tl.load(valid + k, mask=k < keys, other=0.0)
-    return tl.where(k < keys, score * weight * scale, float("-inf")), weight
+    return tl.where(k < keys, score * weight * tl.load(scale), float("-inf")), weight
 
 
 @triton.jit
 def _attend(source, valid, target, h, w, scale, FUSE: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
     """E from A1, or from S without fuse."""
     keys = h * w
-    q, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    q, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     scores, weights = source + sample * keys * keys, valid + sample * keys
     most = tl.full((BLOCK,), float("-inf"), target.dtype.element_ty)
     for first in range(0, keys, BLOCK):
@@ -130,7 +131,7 @@ def _attend(source, valid, target, h, w, scale, FUSE: tl.constexpr, BLOCK: tl.co
 def _through_softmax(attention, gradient, h, w, scale, BLOCK: tl.constexpr):  # noqa: N803
     """From the gradient by E to that by A2, in place."""
     keys = h * w
-    q, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    q, sample = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row = sample * keys * keys + q * keys
     total = tl.zeros((BLOCK,), gradient.dtype.element_ty)
     for first in range(0, keys, BLOCK):
@@ -142,15 +143,15 @@ def _through_softmax(attention, gradient, h, w, scale, BLOCK: tl.constexpr):  # 
         k = first + tl.arange(0, BLOCK)
         e = tl.load(attention + row + k, mask=k < keys, other=0.0)
         g = tl.load(gradient + row + k, mask=k < keys, other=0.0)
-        tl.store(gradient + row + k, scale * e * (g - mean), mask=k < keys)
+        tl.store(gradient + row + k, tl.load(scale) * e * (g - mean), mask=k < keys)
 
 
 @triton.jit
 def _mix(source, target, h, w, sy, sx, ADD: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
     """T of one side from E; with the side's opposite, the gradient by E from that by T, added to what is there."""
     keys = h * w
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    q, sample = tl.program_id(1) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    q, sample = tl.program_id(0).to(tl.int64) + tl.zeros_like(k), tl.program_id(2).to(tl.int64)
     scores = source + sample * keys * keys
     total = tl.load(scores + q * keys + k, mask=k < keys, other=0.0)
     for step in tl.static_range(1, 4):
@@ -171,7 +172,9 @@ class _Problem:
         self, foreground: Tensor, background: Tensor, occluded: Tensor, rate: int, scale: float, fuse: bool
     ) -> None:
         self.dtype = torch.promote_types(foreground.dtype, torch.float32)
-        self.rate, self.scale, self.fuse = rate, scale, fuse
+        self.rate, self.fuse = rate, fuse
+        # A number that is passed to a kernel is float32 there.
+        self.scale = foreground.new_full((1,), scale, dtype=self.dtype)
         self.height, self.width = (size // rate for size in foreground.shape[2:])
         self.keys = self.height * self.width
         self.queries = foreground[:, :, ::rate, ::rate].to(self.dtype).flatten(2)
@@ -208,6 +211,10 @@ class _Problem:
     def empty(self) -> Tensor:
         return self.queries.new_empty((len(self.queries), self.keys, self.keys))
 
+    def grid(self) -> tuple[int, int, int]:
+        """A query, a block of keys and a sample for each program; only the first may be more than 65,535."""
+        return self.keys, triton.cdiv(self.keys, _BLOCK), len(self.queries)
+
     def similarity(self) -> Tensor:
         """S."""
         product = torch.bmm(self.queries.transpose(1, 2), self.pixels)
@@ -216,8 +223,7 @@ class _Problem:
     def launch(self, kernel: Any, *sources: Tensor) -> Tensor:
         """Make a score matrix from others, a block of keys in each program."""
         target = self.empty()
-        grid = (triton.cdiv(self.keys, _BLOCK), self.keys, len(target))
-        kernel[grid](*sources, target, self.height, self.width, BLOCK=_BLOCK)
+        kernel[self.grid()](*sources, target, self.height, self.width, BLOCK=_BLOCK)
         return target
 
     def attention(self, similarity: Tensor) -> Tensor:
@@ -232,14 +238,13 @@ class _Problem:
     def mix(self, source: Tensor, sy: int, sx: int, target: Tensor | None = None) -> Tensor:
         """T of one side; added to ``target`` when there is one."""
         out = self.empty() if target is None else target
-        grid = (triton.cdiv(self.keys, _BLOCK), self.keys, len(out))
-        _mix[grid](source, out, self.height, self.width, sy, sx, ADD=target is not None, BLOCK=_BLOCK)
+        _mix[self.grid()](source, out, self.height, self.width, sy, sx, ADD=target is not None, BLOCK=_BLOCK)
         return out
 
 
 def _groups(foreground: Tensor, rate: int) -> Iterator[slice]:
     keys = foreground.shape[2] * foreground.shape[3] // rate**2
-    step = max(_ELEMENTS // keys**2, 1)
+    step = min(max(_ELEMENTS // keys**2, 1), 65_535)  # samples are on an axis of the grid
     return (slice(first, first + step) for first in range(0, len(foreground), step))
 
 
@@ -286,7 +291,7 @@ def contextual_attention_backward(
                 by_cells[:, pixel] = torch.bmm(upstream[:, pixel], mixed)
             problem.mix(by_mixed, -sy, -sx, by_attention)
         _through_softmax[(problem.keys, len(attention))](
-            attention, by_attention, problem.height, problem.width, scale, BLOCK=_BLOCK
+            attention, by_attention, problem.height, problem.width, problem.scale, BLOCK=_BLOCK
         )
         by_similarity = by_attention
         if fuse:  # sums along diagonals are their own adjoints

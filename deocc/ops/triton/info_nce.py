@@ -1,5 +1,5 @@
-"""Triton and not CUDA: two matrix products with a running softmax between them, which Triton puts on tensor cores.
-Not yet timed on a GPU.
+"""Triton and not CUDA: two matrix products with a running softmax between them, which Triton puts on tensor cores in
+half precision; in float32 they are plain multiply-adds. Not yet timed on a GPU.
 
 Each program has a block of queries and a share of the keys, which stream by; their scores are never in memory. With a
 derivative wanted, it adds up the keys, weighted by their exponentials, for ``_COLUMNS`` columns: more columns than

@@ -2,8 +2,9 @@
 arithmetic in registers. Not yet timed on a GPU.
 
 Everything is float64, as ``csrc/relational_distillation.h`` says and for its reasons; its names are used here. Unlike
-on the CPU, each program of the pass over the triplets has an i of its own and takes all k, so i, k and k, i are
-computed both: no two programs add to one place, and the same call gives the same bits.
+on the CPU, each program of the pass over the triplets has an i of its own and a block of k, so i, k and k, i are
+computed both: no two programs add to one place, and the same call gives the same bits. One block is added up before the
+next one starts, so that memory is N x N however many there are.
 """
 
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
@@ -18,7 +19,7 @@ _LEAST, _NEAR, _CLOSE = 1e-12, 3e-8, 1e-3
 """kLeast, kNear and kClose."""
 
 _ENDS = 128
-"""k that a program of the pass over the triplets has at most."""
+"""k in a block of the pass over the triplets."""
 
 _VERTICES = 8
 """j that it takes at a time."""
@@ -68,15 +69,15 @@ def _angles(gram, inverse, i, k, j, n):
 
 @triton.jit
 def _triplets(
-    gram_s, inverse_s, gram_t, inverse_t, loss, ends, along, both, n,
+    gram_s, inverse_s, gram_t, inverse_t, loss, ends, along, both, n, start,
     GRADIENT: tl.constexpr, ENDS: tl.constexpr, VERTICES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """For one i and a block of k: sums of h (loss), of W over k (ends), of h' a over k (along), of W over j (both)."""
-    i, block = tl.program_id(0), tl.program_id(1)
-    k = block * ENDS + tl.arange(0, ENDS)
+    """For one i and k from start on: sums of h (loss), of W (ends) and of h' a (along) over k, of W over j (both)."""
+    i = tl.program_id(0)
+    k = start + tl.arange(0, ENDS)
     total = tl.zeros((ENDS,), tl.float64)
     weights = tl.zeros((ENDS,), tl.float64)
-    place = (block.to(tl.int64) * n + i) * n
+    place = i.to(tl.int64) * n
     for first in range(0, n, VERTICES):
         j = first + tl.arange(0, VERTICES)
         angle, u = _angles(gram_s, inverse_s, i, k, j, n)
@@ -89,9 +90,9 @@ def _triplets(
             weights += tl.sum(weight, axis=1)
             tl.store(ends + place + j, tl.sum(weight, axis=0), mask=j < n)
             tl.store(along + place + j, tl.sum(slope * angle, axis=0), mask=j < n)
-    tl.store(loss + block * n + i, tl.sum(total, axis=0))
+    tl.store(loss + i, tl.sum(total, axis=0))
     if GRADIENT:
-        tl.store(both + i.to(tl.int64) * n + k, weights, mask=k < n)
+        tl.store(both + place + k, weights, mask=k < n)
 
 
 def _related(points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -137,17 +138,20 @@ def relational_distillation(
             pull = (slope * factor_s - shared) / length_s.where(apart, 1)
             matrix -= 2 * distance / n**2 * pull.where(apart, 0)
     if angle != 0:
-        blocks = triton.cdiv(n, _ENDS)
-        losses = gram_s.new_empty(blocks, n)
-        ends, along = (gram_s.new_empty((blocks, side, side)) for _ in range(2))
-        both = gram_s.new_empty(side, side)
-        _triplets[(n, blocks)](
-            gram_s, inverse_s, gram_t, inverse_t, losses, ends, along, both, n,
-            GRADIENT=gradient, ENDS=min(_ENDS, triton.next_power_of_2(n)), VERTICES=_VERTICES,
-        )  # fmt: skip
-        loss = loss + angle / n**3 * losses.sum()
+        losses, both = gram_s.new_empty(n), gram_s.new_empty(side, side)
+        ends, along = gram_s.new_zeros((2, side, side))
+        some_ends, some_along = gram_s.new_empty((2, side, side))
+        for start in range(0, n, _ENDS):
+            _triplets[(n,)](
+                gram_s, inverse_s, gram_t, inverse_t, losses, some_ends, some_along, both, n, start,
+                GRADIENT=gradient, ENDS=min(_ENDS, triton.next_power_of_2(n)), VERTICES=_VERTICES,
+            )  # fmt: skip
+            loss = loss + angle / n**3 * losses.sum()
+            if gradient:
+                ends += some_ends
+                along += some_along
         if gradient:
-            changes = free * along.sum(0) - ends.sum(0)
+            changes = free * along - ends
             matrix += 2 * angle / n**3 * (both + changes + changes.T)
     if gradient:
         matrix.fill_diagonal_(0)

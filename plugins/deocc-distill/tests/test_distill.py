@@ -23,6 +23,7 @@ from deocc import config, plugins, weights
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.faces import Crop, Detector, align
 from deocc.images import read_image
+from deocc.judge.parts import load_recognizers
 from deocc.occlude import occlude
 from deocc.train import SingleDevice, train
 
@@ -367,6 +368,7 @@ def test_all_stages_train_and_the_two_files_make_one_recognizer(faces, tmp_path)
         "distill", weights=written["recognizer"], end_to_end=True, restorer_weights=str(written["restorer"])
     )
     assert (whole.crop_size, whole.crop_zoom) == (128, 0.75)
+    assert whole.files == (written["restorer"],)
     image = torch.rand(2, 3, 128, 128, requires_grad=True)
     embedding = whole(image)
     assert embedding.shape == (2, 128)
@@ -377,9 +379,27 @@ def test_all_stages_train_and_the_two_files_make_one_recognizer(faces, tmp_path)
     assert whole(image[:0].detach()).shape == (0, 128)
     student = deocc.recognizer("distill", weights=written["recognizer"])
     assert (student.crop_size, student.crop_zoom) == (112, 1.0)
+    assert student.files == ()
     completed = deocc.restorer("distill", weights=written["restorer"])(image.detach()).image
     seen = recrop(completed, Crop(128, 0.75), Crop(112, 1.0)).clamp(0, 1)
     torch.testing.assert_close(student(seen), embedding.detach())
+
+
+def test_a_retrained_restorer_is_another_end_to_end_recognizer(tmp_path) -> None:
+    """deocc judge must not answer with what the restorer before computed."""
+    method = plugins.get("distill")
+    packaged = plugins.packaged_weights(method, "restorer")
+    assert Recognizer(config.replace(method.resolve("config")(), {"end_to_end": True})).files == (packaged,)
+    tensors, card = weights.read(packaged, method="distill", part="restorer")
+    path = tmp_path / "restorer.safetensors"
+    found = []
+    for change in (0, 1e-3):
+        weights.save(path, {name: tensor + change for name, tensor in tensors.items()}, card)
+        (one,) = load_recognizers([f"distill:end_to_end=true,restorer_weights={path}"])
+        found.append(one)
+    assert found[0].identity != found[1].identity
+    assert found[0].result.sha256 == found[1].result.sha256
+    assert found[0].result.files != found[1].result.files
 
 
 def test_the_gradient_passes_the_restorer(restorer) -> None:

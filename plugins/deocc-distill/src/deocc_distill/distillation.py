@@ -291,8 +291,9 @@ class JointTraining(_Distilling):
             student = self._embed(completed)
         terms = self._terms(student, teacher, batch["row"])
         for name, one in drawn._asdict().items():
-            value = losses.discounted_l1(one.float(), image, distance, settings.discount)
-            terms[name] = self.config.joint.reconstruction * value
+            terms[name] = self.config.joint.reconstruction * losses.discounted_l1(
+                one.float(), image, distance, settings.discount
+            ) + settings.visible * losses.visible_l1(one.float(), image, distance)
         for optimizer in (self.student_optimizer, self.generator_optimizer):
             optimizer.zero_grad(set_to_none=True)
         engine.backward(torch.stack(list(terms.values())).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -31,7 +32,10 @@ class Recognizer(method.Recognizer):
         self.network = Student(config)
         self.restorer: method.Restorer | None = None
         if config.end_to_end:
-            self.restorer = plugins.load("distill", "restorer", weights=config.restorer_weights or None)
+            given = Path(config.restorer_weights) if config.restorer_weights else None
+            path = given or plugins.packaged_weights(plugins.get("distill"), "restorer")
+            self.restorer = plugins.load("distill", "restorer", weights=path)
+            self.files = () if path is None else (path,)
             self.crop_size, self.crop_zoom = self.restorer.crop_size, self.restorer.crop_zoom
         else:
             self.crop_size, self.crop_zoom = self.network.crop.size, self.network.crop.zoom
