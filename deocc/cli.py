@@ -57,7 +57,7 @@ class Unmask(Verb):
     Attributes:
         photos: Image files (JPEG, PNG, WebP, BMP, TIFF), folders (searched with all folders below), or quoted patterns
             such as 'photos/*.jpg'.
-        out: Folder for the results; made if need be.
+        out: Folder for the results, not that of the photos; made if need be.
         method: Method that restores, as listed by 'deocc methods'.
         occlusion: What is occluded, for methods that cannot find it: a grey image as large as the photo, brighter than
             half = occluded; or a folder with one for each photo, of the same name but for the suffix. By default the
@@ -113,7 +113,7 @@ class Occlude(Verb):
 
     Attributes:
         photos: Image files, folders, or quoted patterns such as 'photos/*.jpg'.
-        out: Folder for the results; made if need be.
+        out: Folder for the results, not that of the photos; made if need be.
         kinds: Choose among these kinds of occlusion only, with commas or spaces between (surgical, n95, cloth,
             sunglasses, ...; an unknown one lists them). By default all.
         seed: The same seed gives the same bytes for a photo of the same name.
@@ -147,8 +147,9 @@ class Occlude(Verb):
 class Train(Verb):
     """Train a method and write its weights, each with its card.
 
-    The data are folders written by 'deocc data pack'. A run that was stopped goes on where it stopped. An example:
-    deocc train canet --recipe small --data packs/train --hold-out 0.02 -o runs/canet --set joint.training.steps=2000
+    The data are folders written by 'deocc data pack'. A run that was stopped goes on where it stopped. An example, of
+    faces packed with --dense-field facemesh: deocc train canet --recipe small --data packs/train --hold-out 0.02 -o
+    runs/canet --set joint.losses.perceptual=0 --set joint.training.steps=2000
 
     Attributes:
         method: Method to train, as listed by 'deocc methods'.
@@ -358,7 +359,10 @@ class JudgeTask(Verb):
 
         weights: dict[str, list[str]] = {}
         for text in self.weights:
-            name, equals, file = text.rpartition("=")
+            cuts = (place for place, mark in enumerate(text) if mark == "=")
+            known = (place for place in cuts if text[:place] in (*_names(self.restorer), *_names(self.recognizer)))
+            cut = next(known, text.rfind("="))  # a path may have such a mark too
+            name, equals, file = text[: max(cut, 0)], text[cut : cut + 1], text[cut + 1 :]
             if not equals or not name or not file:
                 raise UsageError(f"--weights wants METHOD=FILE, got {text!r}")
             weights.setdefault(name, []).append(file)
@@ -396,13 +400,16 @@ class JudgeVerification(JudgeTask):
     Attributes:
         pairs: List of pairs, in the format of LFW or with lines 'image image 1|0 [fold]'. By default that of the data
             set, or pairs that are made by the seed.
+        impostors: Pairs of two people to add, at most, drawn by the seed among the images of the list: small false
+            positive rates are then told from chance. Accuracy leaves them out.
     """
 
     pairs: Annotated[Path | None, arg(metavar="FILE")] = None
+    impostors: int = 0
 
     def run(self) -> int:
         """Verify."""
-        return self.judged("verification", pairs=self.pairs)
+        return self.judged("verification", pairs=self.pairs, impostors=self.impostors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,15 +443,18 @@ class JudgeAll(JudgeTask):
 
     Attributes:
         pairs: List of pairs; see 'deocc judge verification'.
+        impostors: Pairs of two people to add; see there.
         features: Feature networks; see 'deocc judge quality'.
     """
 
     pairs: Annotated[Path | None, arg(metavar="FILE")] = None
+    impostors: int = 0
     features: Annotated[tuple[str, ...], arg(metavar="FILE...", help_behavior_hint="")] = ()
 
     def run(self) -> int:
         """All of it."""
-        return self.judged("verification", "retrieval", "quality", pairs=self.pairs, features=self.features)
+        tasks = "verification", "retrieval", "quality"
+        return self.judged(*tasks, pairs=self.pairs, impostors=self.impostors, features=self.features)
 
 
 @dataclass(frozen=True, kw_only=True)

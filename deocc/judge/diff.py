@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from deocc.errors import InputError, UsageError
 from deocc.judge.result import Figure, Part, Report, read
-from deocc.judge.statistics import compared, figure
-from deocc.metrics.verification import Scores, fold_accuracy, resample
+from deocc.judge.statistics import accuracy, compared, figure
+from deocc.metrics.verification import Scores, resample
 from deocc.report import INVENTED, print_table
 
 __all__ = ["Diff", "Difference", "diff", "diff_folders", "print_diff", "read_scores"]
@@ -296,11 +296,11 @@ def _compared(
             name = f"tpr@{fpr:g}"
             values[-1][name], drawn[-1][name] = both.tpr(fpr), both.tpr_samples(fpr, weights)
             right[-1][name] = scores[same] >= both.threshold(fpr)
-        if len(np.unique(folds)) > 1:
-            _, decided = fold_accuracy(scores, same, folds)
-            sums = weights.genuine @ decided[same] + weights.impostors @ decided[~same]
-            values[-1]["accuracy"], right[-1]["accuracy"] = float(decided.mean()), decided
-            drawn[-1]["accuracy"] = sums / decided.size
+        if (decided := accuracy(scores, same, folds, weights)) is not None:
+            _, rightly, samples_of_share = decided
+            assert samples_of_share is not None
+            values[-1]["accuracy"], right[-1]["accuracy"] = float(rightly.mean()), rightly
+            drawn[-1]["accuracy"] = samples_of_share
     found: dict[str, dict[str, Any]] = {}
     for name in values[0]:
         tested = compared(

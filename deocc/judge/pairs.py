@@ -23,6 +23,9 @@ MISSING = 0.01
 
 FOLDS = 10
 
+NO_FOLD = -1
+"""The fold of a pair that was added to a list: accuracy is of the list alone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
@@ -67,23 +70,35 @@ class Listed:
 
 
 def list_pairs(
-    faces: Faces, file: str | Path | None, *, seed: int = 0, limit: int | None = None, real: bool = False
+    faces: Faces,
+    file: str | Path | None,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    real: bool = False,
+    impostors: int = 0,
 ) -> Listed:
     """The pairs of a file, those of the data set's own list, or ones made by a seed where there is no list.
 
-    Of real masks, only pairs of a full face and of an occluded one are left.
+    Of real masks, only pairs of a full face and of an occluded one are left. Up to ``impostors`` pairs of two people
+    are added, each of an image that is in the gallery already and one that is a probe; their fold is :data:`NO_FOLD`.
 
     Raises:
-        UsageError: ``limit`` is below 2.
+        UsageError: ``limit`` is below 2, ``impostors`` below 0, or they are asked for where nobody is named or pairs
+            are of templates.
         InputError: the list is missing or broken, more than one pair in a hundred names an image that is not there, no
             pair is left, there is no list and no person has two images, or the data do not say which faces wear real
             masks.
     """
     if limit is not None and limit < 2:
         raise UsageError(f"at least two pairs must be judged, got the limit {limit}")
+    if impostors < 0:
+        raise UsageError(f"impostors to add must be 0 or more, got {impostors}")
     if isinstance(faces.source, IJBC) and file is None:
         if real:
             faces.masked(faces.names[0])  # IJB-C does not say
+        if impostors:
+            raise UsageError(f"impostors can be added to pairs of images, and those of {faces.title} are of templates")
         return _templates(faces.source, limit)
     if file is not None:
         pairs, source = read_list(Path(file)), Path(file).name
@@ -115,7 +130,26 @@ def list_pairs(
         raise InputError(f"none of the {alike} pairs of {source} in {faces.title} is of a full face and a masked one")
     if not here:
         raise InputError(f"none of the {len(pairs)} pairs of {source} has its images in {faces.title}")
-    return Listed(tuple(_spaced(here, limit)), source, tuple(missing), elsewhere, alike=alike)
+    chosen = _spaced(here, limit)
+    if impostors:
+        added = _impostors(faces, chosen, impostors, seed)
+        chosen, source = [*chosen, *added], f"{source} and {len(added)} more of two people, drawn by the seed {seed}"
+    return Listed(tuple(chosen), source, tuple(missing), elsewhere, alike=alike)
+
+
+def _impostors(faces: Faces, pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """Up to ``count`` pairs of two people that are not listed, each of a listed gallery image and a listed probe."""
+    gallery, probes = (sorted({getattr(pair, side) for pair in pairs}) for side in ("first", "second"))
+    who = {name: faces.identity(name) for name in {*gallery, *probes}}
+    if None in who.values():
+        raise UsageError(f"impostors cannot be drawn: {faces.title} does not say who is on every image")
+    listed = {(pair.first, pair.second) for pair in pairs}
+    every = len(gallery) * len(probes)
+    # Of twice as many, enough are left, unless nearly all images are of one person.
+    drawn = np.random.default_rng(seed).choice(every, min(every, 2 * count + 1000), replace=False)
+    found = ((gallery[place // len(probes)], probes[place % len(probes)]) for place in drawn.tolist())
+    apart = (pair for pair in found if who[pair[0]] != who[pair[1]] and pair not in listed)
+    return [Pair(first, second, False, NO_FOLD) for first, second in itertools.islice(apart, count)]
 
 
 def read_list(path: Path) -> list[Pair]:

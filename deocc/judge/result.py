@@ -207,7 +207,7 @@ class Verification:
     """Verification of pairs (or pairs of templates).
 
     Attributes:
-        pairs, genuine, impostors, folds: that were scored.
+        pairs, genuine, impostors, folds: that were scored; added impostors are in no fold.
         templates: the pairs are of templates (IJB-C), each the mean of its images' embeddings.
         source: what lists the pairs.
         missing: pairs that name an image that is not in the data, as "first second"; they are left out.

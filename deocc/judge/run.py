@@ -62,6 +62,7 @@ def judge(
     tasks: Sequence[str] = TASKS,
     out: str | Path | None = None,
     pairs: str | Path | None = None,
+    impostors: int = 0,
     occluder: str | method.Occluder | None = None,
     kinds: Sequence[str] | None = None,
     seed: int = 0,
@@ -86,6 +87,8 @@ def judge(
             nothing.
         pairs: list of pairs for verification (:func:`deocc.judge.pairs.read_list`); None takes the data set's own, or
             makes some.
+        impostors: pairs of two people to add to these, at most, drawn among their images by the seed: no more faces are
+            embedded, and small false positive rates are told from chance. Accuracy leaves them out.
         occluder: None for ``deocc.occlude``; an installed occluder or an :class:`deocc.method.Occluder`; or "real": the
             probes wear real masks.
         kinds: of ``deocc.occlude``; None for all.
@@ -145,6 +148,7 @@ def judge(
             tasks,
             scores=scores,
             pairs=pairs,
+            impostors=impostors,
             seed=seed,
             limit=limit,
             resamples=resamples,
@@ -204,6 +208,7 @@ def _judge(
     *,
     scores: dict[str, Any],
     pairs: str | Path | None,
+    impostors: int,
     seed: int,
     limit: int | None,
     resamples: int,
@@ -215,7 +220,7 @@ def _judge(
     wants = Wants()
     listed = chosen = names = None
     if "verification" in tasks:
-        listed = list_pairs(faces, pairs, seed=seed, limit=limit, real=occluding.real)
+        listed = list_pairs(faces, pairs, seed=seed, limit=limit, real=occluding.real, impostors=impostors)
         wants |= verify.verification_wants(listed, occluding.real)
     if "retrieval" in tasks:
         chosen = retrieve.search(faces, real=occluding.real, limit=limit)

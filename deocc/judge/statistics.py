@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deocc.judge.pairs import NO_FOLD
 from deocc.judge.result import Figure
-from deocc.metrics.verification import interval, mcnemar, paired_p
+from deocc.metrics.verification import Weights, fold_accuracy, interval, mcnemar, paired_p
 
-__all__ = ["bootstrap_means", "compared", "figure", "spread"]
+__all__ = ["accuracy", "bootstrap_means", "compared", "figure", "spread"]
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +33,25 @@ def spread(values: Floats) -> Figure:
         return Figure(mean)
     error = 1.96 * float(values.std(ddof=1)) / math.sqrt(values.size)
     return Figure(mean, max(0.0, mean - error), min(1.0, mean + error))
+
+
+def accuracy(
+    scores: Floats, same: NDArray[np.bool_], folds: NDArray[np.int64], weights: Weights | None
+) -> tuple[Floats, NDArray[np.bool_], Floats | None] | None:
+    """Accuracy over folds, of the pairs (P,) that have one; None where there are fewer than two.
+
+    Returns:
+        the accuracy of each fold, which of those pairs were decided rightly, and bootstrap samples (R,) of their share.
+    """
+    listed = folds != NO_FOLD
+    if len(np.unique(folds[listed])) < 2:
+        return None
+    each, right = fold_accuracy(scores[listed], same[listed], folds[listed])
+    if weights is None:
+        return each, right, None
+    genuine, impostors = weights.genuine[:, listed[same]], weights.impostors[:, listed[~same]]
+    sums = genuine @ right[same[listed]].astype(np.float64) + impostors @ right[~same[listed]].astype(np.float64)
+    return each, right, sums / (genuine.sum(1, dtype=np.float64) + impostors.sum(1, dtype=np.float64))
 
 
 def bootstrap_means(values: Floats, samples: int, seed: int) -> Floats:

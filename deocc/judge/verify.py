@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deocc.data import Pair
 from deocc.errors import InputError
 from deocc.judge.faces import Occluding
-from deocc.judge.pairs import Listed
+from deocc.judge.pairs import NO_FOLD, Listed
 from deocc.judge.parts import Loaded
 from deocc.judge.result import (
     Change,
@@ -25,9 +25,9 @@ from deocc.judge.result import (
     Verification,
     VerificationRow,
 )
-from deocc.judge.statistics import compared, figure, spread
+from deocc.judge.statistics import accuracy, compared, figure, spread
 from deocc.judge.views import Views, Wants
-from deocc.metrics.verification import Scores, Weights, fold_accuracy, resample
+from deocc.metrics.verification import Scores, Weights, resample
 
 __all__ = ["RATES", "verification", "verification_wants"]
 
@@ -118,7 +118,7 @@ def verification(
         pairs=len(pairs),
         genuine=int(same.sum()),
         impostors=int((~same).sum()),
-        folds=len(np.unique(folds)),
+        folds=len(np.unique(folds[folds != NO_FOLD])),
         templates=listed.templates is not None,
         source=listed.source,
         missing=listed.missing,
@@ -250,17 +250,13 @@ class _Table:
                     *map(found.figure, fixed),
                 )
             )
-        accuracy = Figure()
-        if kind == "all" and len(np.unique(self.folds)) > 1:
-            each, right = fold_accuracy(scores, same, self.folds)
-            accuracy = spread(each)
+        over_folds = Figure()
+        if kind == "all" and (decided := accuracy(scores, same, self.folds, weights)) is not None:
+            each, right, samples = decided
+            over_folds = spread(each)
             found.values["accuracy"], found.right["accuracy"] = float(right.mean()), right
-            if weights is not None:
-                sums = (
-                    weights.genuine @ right[same].astype(np.float64),
-                    weights.impostors @ right[~same].astype(np.float64),
-                )
-                found.samples["accuracy"] = (sums[0] + sums[1]) / right.size
+            if samples is not None:
+                found.samples["accuracy"] = samples
         self._measured[matcher, restorer, state, kind] = found
         self.rows.append(
             VerificationRow(
@@ -274,7 +270,7 @@ class _Table:
                 found.figure("auc"),
                 found.figure("eer"),
                 tuple(rates),
-                accuracy,
+                over_folds,
             )
         )
 

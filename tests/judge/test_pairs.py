@@ -9,7 +9,7 @@ import pytest
 from deocc.data import Pair
 from deocc.errors import InputError, UsageError
 from deocc.judge.faces import Faces, open_faces
-from deocc.judge.pairs import list_pairs, made_pairs, read_list
+from deocc.judge.pairs import NO_FOLD, list_pairs, made_pairs, read_list
 
 
 def faces(names: list[str], partial: bool = False, masked: str = "") -> Faces:
@@ -133,6 +133,27 @@ def test_made_pairs_of_real_masks() -> None:
     assert set(list_pairs(source, None, real=True).pairs) == set(pairs)
     with pytest.raises(InputError, match="has 20 people, of whom 0 have a full face and a masked one"):
         made_pairs(faces(names(20, 2), masked="png"), seed=0, real=True)
+
+
+def test_impostors_are_added(tmp_path: Path) -> None:
+    lines = [f"p{i:02d}/0.png p{i:02d}/1.png 1" for i in range(20)] + ["p00/0.png p01/1.png 0", "p02/0.png p03/1.png 0"]
+    source, path = faces(names(30, 2)), listing(tmp_path, lines)
+    plain, found = list_pairs(source, path), list_pairs(source, path, impostors=50)
+    assert found.pairs[:22] == plain.pairs
+    added = found.pairs[22:]
+    assert len(set(added)) == 50
+    assert {(pair.same, pair.fold) for pair in added} == {(False, NO_FOLD)}
+    assert not {pair[:2] for pair in added} & {pair[:2] for pair in plain.pairs}
+    assert all(pair.first.partition("/")[0] != pair.second.partition("/")[0] for pair in added)
+    assert found.images() == plain.images()
+    assert found.source == "pairs.txt and 50 more of two people, drawn by the seed 0"
+    assert list_pairs(source, path, impostors=50) == found != list_pairs(source, path, impostors=50, seed=1)
+    assert len(list_pairs(source, path, impostors=10**6).pairs) == 20 + 20 * 19
+    with pytest.raises(UsageError, match="impostors to add must be 0 or more, got -1"):
+        list_pairs(source, path, impostors=-1)
+    nobody = Faces(source.names, source.load, lambda name: None, title="strangers", kind="folder")
+    with pytest.raises(UsageError, match="strangers does not say who is on every image"):
+        list_pairs(nobody, path, impostors=5)
 
 
 def test_made_pairs() -> None:

@@ -459,3 +459,19 @@ def test_ijbc(folder: Path, nothing: Any, pixels: Any, tmp_path: Path) -> None:
     assert row(found, "TT").auc.value > row(found, "MT").auc.value > 0.5  # type: ignore[operator]
     with pytest.raises(InputError, match="IJB-C does not say which faces are occluded"):
         run(f"ijbc:{tmp_path}", nothing, pixels, occluder="real", kinds=None)
+    with pytest.raises(UsageError, match="are of templates"):
+        run(f"ijbc:{tmp_path}", nothing, pixels, impostors=10)
+
+
+def test_added_impostors_count_in_all_but_accuracy(packed: PackedFaces, nothing: Any, pixels: Any) -> None:
+    one, more = (run(packed, nothing, pixels, impostors=count).verification for count in (0, 200))
+    assert one is not None
+    assert more is not None
+    assert (more.genuine, more.impostors, more.folds) == (one.genuine, one.impostors + 200, one.folds)
+    for state in ("TT", "MT"):
+        before, after = row(one, state), row(more, state)
+        assert after.accuracy == before.accuracy
+        assert after.rates[0].accepted == (one.impostors + 200) // 100 > before.rates[0].accepted
+        assert after.auc != before.auc
+    accuracy = next(c for c in more.comparisons if (c.metric, c.after, c.kind) == ("accuracy", "UT", "all"))
+    assert (accuracy.difference.value, accuracy.p, accuracy.won, accuracy.lost) == (0, 1, 0, 0)
