@@ -380,7 +380,6 @@ def _write_faces(folder: Path, faces: Sequence[UnmaskedFace], *, overwrite: bool
     import numpy as np
 
     from deocc.images import write_image
-    from deocc.report import contact_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:  # there may have been more faces, or other extras
@@ -399,13 +398,31 @@ def _write_faces(folder: Path, faces: Sequence[UnmaskedFace], *, overwrite: bool
         pictures["after"] = face.after
         for name, picture in pictures.items():
             write_image(folder / f"{number}-{name}.png", picture, overwrite=True)
-        row = contact_sheet(
-            [[_as_large_as(face.before, picture) for picture in pictures.values()]], columns=[*pictures]
-        )
-        write_image(folder / f"{number}-row.png", row, overwrite=True)
+        shown = {name: _as_large_as(face.before, picture) for name, picture in pictures.items()}
+        write_image(folder / f"{number}-row.png", _in_rows(shown), overwrite=True)
         notes.append({"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "matrix": face.matrix.tolist()})
     with atomic_write(folder / "faces.json") as file:
         file.write(json.dumps(notes, indent=1).encode())
+
+
+def _in_rows(pictures: Mapping[str, NDArray[np.uint8]], across: int = 6) -> NDArray[np.uint8]:
+    """The pictures side by side, each below its name; in several rows where there are many."""
+    import numpy as np
+
+    from deocc.report import INVENTED, contact_sheet
+
+    names = [*pictures]
+    sheets = [
+        contact_sheet(
+            [[pictures[name] for name in names[first : first + across]]],
+            columns=names[first : first + across],
+            note=INVENTED if first + across >= len(names) else "",
+        )
+        for first in range(0, len(names), across)
+    ]
+    width = max(sheet.shape[1] for sheet in sheets)
+    white = [np.full((len(sheet), width - sheet.shape[1], 3), 255, np.uint8) for sheet in sheets]
+    return np.vstack([np.hstack(parts) for parts in zip(sheets, white, strict=True)])
 
 
 def _pictures_of(name: str, values: NDArray[np.float32]) -> dict[str, NDArray[np.uint8]]:
@@ -500,8 +517,12 @@ class _Journal:
         self.out = out
         self.path = out / f"deocc-{name}.jsonl"
         self.begun: dict[str, tuple[str, list[int] | None]] = {}
+        self.gap = ""
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            if text and not text.endswith("\n"):
+                self.gap = "\n"  # after half a line, which a run that was killed has left
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                     self.begun[entry["output"]] = (entry["key"], entry["replaces"])
@@ -521,11 +542,12 @@ class _Journal:
         ]
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            os.write(descriptor, "".join(lines).encode())
+            os.write(descriptor, (self.gap + "".join(lines)).encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         self.begun |= begun
+        self.gap = ""
 
 
 def _identity(path: Path) -> list[int] | None:

@@ -210,6 +210,17 @@ def test_journal_tells_a_replaced_file_from_the_one_before(tmp_path):
     (tmp_path / "new").replace(tmp_path / "x.png")
     assert jobs._Journal(tmp_path, "test").made(Path("x.png"), "key")
     assert not jobs._Journal(tmp_path, "test").made(Path("x.png"), "other key")
+    with journal.path.open("a") as file:
+        file.write('{"output": "y.p')
+    jobs._Journal(tmp_path, "test").begin([Path("y.png")], "key")
+    assert jobs._Journal(tmp_path, "test").begun.keys() == {"x.png", "y.png"}
+
+
+def test_many_pictures_of_a_face_are_in_rows_of_six():
+    pictures = {f"layer-{number}": np.full((8, 8, 3), number, np.uint8) for number in range(14)}
+    few, many = jobs._in_rows({name: pictures[name] for name in [*pictures][:6]}), jobs._in_rows(pictures)
+    assert many.shape[1] == few.shape[1]
+    assert 2.5 * len(few) < len(many) < 3 * len(few)
 
 
 def test_failed_files_are_listed_and_the_run_goes_on(method, photos, tmp_path, capsys):
