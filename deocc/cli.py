@@ -359,11 +359,11 @@ class JudgeTask(Verb):
 
         weights: dict[str, list[str]] = {}
         for text in self.weights:
-            cuts = (place for place, mark in enumerate(text) if mark == "=")
-            known = (place for place in cuts if text[:place] in (*_names(self.restorer), *_names(self.recognizer)))
-            cut = next(known, text.rfind("="))  # a path may have such a mark too
-            name, equals, file = text[: max(cut, 0)], text[cut : cut + 1], text[cut + 1 :]
-            if not equals or not name or not file:
+            judged = (*_names(self.restorer), *_names(self.recognizer))
+            # A path may have such a mark too.
+            name = next((one for one in judged if text.startswith(f"{one}=")), text.rpartition("=")[0])
+            file = text[len(name) + 1 :]
+            if not name or not file:
                 raise UsageError(f"--weights wants METHOD=FILE, got {text!r}")
             weights.setdefault(name, []).append(file)
         with _progress(f"judging on {self.data}") as progress:

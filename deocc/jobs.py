@@ -158,7 +158,8 @@ def run(
                     )
             write = work(item)
             target.parent.mkdir(parents=True, exist_ok=True)
-            journal.begin(written, key)
+            # What an earlier try has made stays its own, should this one not come to it.
+            journal.begin([path for path in written if overwrite or not journal.made(path, key)], key)
             remark = write(target)
         except Exception as error:  # whatever one photo does, the others are still to be done
             failures.append(_sentence(error, item))
@@ -457,7 +458,9 @@ class _Pages:
     def __init__(self, path: Path, *, given: bool, overwrite: bool) -> None:
         self.journal = _Journal(path.parent, "unmask")
         if path.exists() and not overwrite and not self.journal.made(Path(path.name), self.key):
-            raise InputError(f"{path} is there already and is not of this job; --overwrite replaces it")
+            raise InputError(
+                f"{path} is there already and was not noted by this job; remove it, or --overwrite all of it"
+            )
         self.path = path
         self.occlusion = "given occlusion" if given else "found occlusion"
         self.photos = 0

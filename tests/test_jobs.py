@@ -165,7 +165,7 @@ def test_a_report_replaces_its_own_kind_alone(unmask: Job, photo: Path, tmp_path
     out = tmp_path / "out"
     unmask(photo, out)
     report = mine(out / "report.html")
-    with pytest.raises(InputError, match=r"report\.html is there already and is not of this job"):
+    with pytest.raises(InputError, match=r"report\.html is there already and was not noted by this job"):
         unmask(photo, out, report=True)
     assert report.read_text() == "mine"
     unmask(photo, out, report=True, overwrite=True)
@@ -210,3 +210,23 @@ def test_a_face_that_cannot_be_occluded_stays_as_it_is(
     (failure,) = occlude(photo, tmp_path / "none").failures
     assert failure.startswith(f"{photo}: no face could be occluded (at least three of the five landmarks")
     assert not (tmp_path / "none").exists()
+
+
+def test_what_was_made_before_a_failure_stays_the_jobs_own(
+    occlude: Job, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, write = tmp_path / "out", deocc.images.write_image
+
+    def fail(folder: str) -> None:
+        def full(path: Path, *arguments: object, **options: object) -> None:
+            if path.parent.name == folder:
+                raise OSError(28, "No space left on device")
+            write(path, *arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(deocc.images, "write_image", full)
+
+    for folder in ("images", "occlusions"):
+        fail(folder)
+        assert len(occlude(photo, out).failures) == 1
+    fail("nowhere")
+    assert len(occlude(photo, out).done) == 1

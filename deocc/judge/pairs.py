@@ -96,7 +96,7 @@ def list_pairs(
         raise UsageError(f"impostors to add must be 0 or more, got {impostors}")
     if isinstance(faces.source, IJBC) and file is None:
         if real:
-            faces.masked(faces.names[0])  # IJB-C does not say
+            faces.masked(faces.names[0])  # raises: IJB-C does not say
         if impostors:
             raise UsageError(f"impostors can be added to pairs of images, and those of {faces.title} are of templates")
         return _templates(faces.source, limit)
@@ -143,13 +143,17 @@ def _impostors(faces: Faces, pairs: Sequence[Pair], count: int, seed: int) -> li
     who = {name: faces.identity(name) for name in {*gallery, *probes}}
     if None in who.values():
         raise UsageError(f"impostors cannot be drawn: {faces.title} does not say who is on every image")
-    listed = {(pair.first, pair.second) for pair in pairs}
+    listed = {frozenset(pair[:2]) for pair in pairs}
     every = len(gallery) * len(probes)
-    # Of twice as many, enough are left, unless nearly all images are of one person.
-    drawn = np.random.default_rng(seed).choice(every, min(every, 2 * count + 1000), replace=False)
+    # Of three times as many, enough are left, unless nearly all images are of one person.
+    drawn = np.random.default_rng(seed).choice(every, min(every, 3 * count + 1000), replace=False)
     found = ((gallery[place // len(probes)], probes[place % len(probes)]) for place in drawn.tolist())
-    apart = (pair for pair in found if who[pair[0]] != who[pair[1]] and pair not in listed)
-    return [Pair(first, second, False, NO_FOLD) for first, second in itertools.islice(apart, count)]
+    added: dict[frozenset[str], Pair] = {}  # two images once, whichever is the probe
+    for first, second in found:
+        both = frozenset((first, second))
+        if len(added) < count and who[first] != who[second] and both not in listed:
+            added.setdefault(both, Pair(first, second, False, NO_FOLD))
+    return list(added.values())
 
 
 def read_list(path: Path) -> list[Pair]:

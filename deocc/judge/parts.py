@@ -170,14 +170,14 @@ def _object(part: Any, role: Role) -> Loaded:
 def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, distribution: str) -> Loaded:
     card = {} if path is None else weights.read_card(path)
     read = [sha256(file) for file in part.files]
-    own, named = [], path
+    named = path
+    own: list[str] = []
     if path is not None:
         own = [card["sha256"]]
     elif part.network is not None:
         own = [state_digest(part.network)]
-    elif read:
+    elif len(read) == 1:  # one file alone stands for the weights
         named = part.files[0]
-    # One file alone stands for the weights.
     besides = zip(part.files, read, strict=True) if own or len(read) > 1 else ()
     try:
         settings = configuration.to_dict(part.config)
@@ -190,7 +190,7 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
         version=_version(distribution),
         role="recognizer" if role == "recognizer" else "restorer",
         weights="" if named is None else named.name,
-        sha256=_joint(own or read),
+        sha256="".join(own or (read if named else [])),
         files=tuple(f"{file.name} {digest}" for file, digest in besides),
         config=_digest(settings)[:16],
         size=part.crop_size,

@@ -215,11 +215,7 @@ class _Pass:
                 self.embedding[one.key, restorer.key, "U"] = stage(masked, **what)
         makers: list[tuple[str, Crop, Any]] = [("", crop, [crop.size, crop.zoom]) for crop in self.crops]
         makers += [(restorer.key, restorer.crop, restorer.identity) for restorer in restorers]
-        # Before this mark, the IoU of a restorer that redraws was of the whole crop.
-        redrawn = {restorer.key: {"iou": "found"} for restorer in restorers if restorer.part.redraws_face}
-        self.figures = {
-            (key, crop): stage(masked, figures=FIGURES, of=of, **redrawn.get(key, {})) for key, crop, of in makers
-        }
+        self.figures = {(key, crop): stage(masked, figures=FIGURES, of=of) for key, crop, of in makers}
         self.perception: dict[tuple[str, str | None, Crop], Stage] = {}
         for network in networks:
             for key, crop, of in makers:

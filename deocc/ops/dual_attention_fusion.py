@@ -460,7 +460,8 @@ def _downsample_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None
 def _spread(gradient: Tensor, size: Sequence[int]) -> Tensor:
     """The adjoint of :func:`area_downsample`: what aten has for a GPU adds up in any order, so that bits change."""
     rows, columns = (_windows(to, of, gradient) for to, of in zip(gradient.shape[2:], size, strict=True))
-    return rows.T @ gradient @ columns
+    with torch.autocast(gradient.device.type, enabled=False):
+        return rows.T @ gradient @ columns
 
 
 def _windows(to: int, of: int, like: Tensor) -> Tensor:

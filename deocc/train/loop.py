@@ -52,6 +52,7 @@ def fit(
     progress: bool = True,
     stop_after: int | None = None,
     card: Mapping[str, Any] | None = None,
+    started: Mapping[str, str] | None = None,
 ) -> Path:
     """Train a task; killed at any moment and called again, go on from the last checkpoint to the very same weights.
 
@@ -75,6 +76,7 @@ def fit(
         progress: show a progress bar on standard error.
         stop_after: do at most so many steps in this call, write a checkpoint and return.
         card: what the exports' cards say beside figures and steps: ``method`` above all (default: the task's package).
+        started: part -> SHA-256 of the weights that the task starts from, which a resumed run must start from too.
 
     Returns:
         The folder of the exports to use: ``out/best`` where there is one, else ``out/last``.
@@ -93,7 +95,9 @@ def fit(
     if engine.is_global_zero:
         make_folder(out)
     with locked(out, "training") if engine.is_global_zero else contextlib.nullcontext():
-        run = _Run(task, train_faces, eval_faces, out, engine, resume=resume, card=dict(card or {}))
+        run = _Run(
+            task, train_faces, eval_faces, out, engine, resume=resume, card=dict(card or {}), started=started or {}
+        )
         with Bar(out.name, run.step, training.steps, shown=progress and engine.is_global_zero) as bar:
             run.go(bar, training.steps if stop_after is None else min(training.steps, run.step + stop_after))
     return out / ("best" if task.best and (out / "best").is_dir() else "last")
@@ -112,6 +116,7 @@ class _Run:
         *,
         resume: bool,
         card: dict[str, Any],
+        started: Mapping[str, str],
     ) -> None:
         self.task, self.out, self.engine, self.training = task, out, engine, task.training
         self.card = {
@@ -135,7 +140,7 @@ class _Run:
             "examples": len(self.dataset),
             "training faces": _content(train_faces),
             "evaluation faces": _content(eval_faces),
-            "started_from": self.card.get("started_from"),
+            "start": dict(started),
         }
         self.step = 0
         self.seconds = 0.0
@@ -209,7 +214,8 @@ class _Run:
         if not self.engine.is_global_zero:
             state = self.checkpoints.latest()
         if state is not None:
-            difference = _difference(state["identity"], self.identity)
+            # What an earlier version did not write down is not asked for.
+            difference = _difference({**self.identity, **state["identity"]}, self.identity)
             if difference:
                 raise UsageError(f"{self.out} holds another training run, which cannot be resumed: {difference}")
             if state["step"] > self.training.steps:

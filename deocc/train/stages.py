@@ -20,7 +20,7 @@ from deocc.data import PackedFaces, concatenate
 from deocc.data.people import merged, read_people, training_people
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.files import atomic_write
-from deocc.method import Method, Training
+from deocc.method import Method, Task, Training
 from deocc.train.engine import FitEngine, SingleDevice
 from deocc.train.loop import fit
 from deocc.train.stream import seed_everything
@@ -158,11 +158,14 @@ def run(
     }
     exports: dict[str, dict[str, Tensor]] = {}
     cards: dict[str, dict[str, Any]] = {}
+    digests: dict[str, str] = {}
     for start in start_from:
         part = weights.read_card(start)["part"]
         exports[part], found = weights.read(start, method=method.name, part=part)
+        digests[part] = found["sha256"]
         details["started_from"] = {**details.get("started_from", {}), part: found["sha256"]}
         _add_people(details, found, start)
+    given = set(exports)
     for stage in chosen[1:]:
         # Else a file that is missing, or faces without what it learns from, would be found after hours.
         task = method.resolve(stage)(config)
@@ -173,33 +176,31 @@ def run(
     seeds = [training.seed for training in _trainings(config)]
     last = max(list(method.tasks).index(stage) for stage in chosen)
     for stage in list(method.tasks)[: last + 1]:
-        if stage not in chosen:
-            for path in _exported(out / stage):
-                exports[path.stem], cards[path.stem] = weights.read(path, method=method.name, part=path.stem)
-                _add_people(details, cards[path.stem], path)
-            continue
-        seed_everything("networks", stage, *seeds)
-        task = method.resolve(stage)(config)
-        if exports:
-            try:
-                task.start_from(exports)
-            except (KeyError, RuntimeError) as error:  # of load_state_dict, with a line for each tensor
-                reason = " ".join(str(error).split())[:300]
-                raise WeightsError(
-                    f"stage {stage!r} of {method.name} cannot start from these weights: {reason}"
-                ) from error
-        folder = fit(
-            task,
-            train_faces,
-            eval_faces,
-            out / stage,
-            engine=engine if engine is not None else SingleDevice(device, task.training.precision),
-            resume=resume,
-            progress=progress,
-            card={**details, "stage": stage},
-        )
-        for path in _exported(folder.parent):
-            exports[path.stem], cards[path.stem] = weights.read(path, method=method.name, part=path.stem)
+        if stage in chosen:
+            seed_everything("networks", stage, *seeds)
+            task = method.resolve(stage)(config)
+            if exports:
+                _start(task, exports, f"stage {stage!r} of {method.name}")
+            fit(
+                task,
+                train_faces,
+                eval_faces,
+                out / stage,
+                engine=engine if engine is not None else SingleDevice(device, task.training.precision),
+                resume=resume,
+                progress=progress,
+                card={**details, "stage": stage},
+                started=digests,
+            )
+            given.clear()
+        for path in _exported(out / stage):
+            if path.stem in given:
+                continue  # weights that are given go before those of an earlier stage
+            exports[path.stem], card_of = weights.read(path, method=method.name, part=path.stem)
+            cards[path.stem], digests[path.stem] = card_of, card_of["sha256"]
+            if stage not in chosen:
+                _add_people(details, card_of, path)
+                details["started_from"] = {**card_of.get("started_from", {}), **details.get("started_from", {})}
     if not cards:
         raise InputError(f"{out}: the stages of method {method.name!r} have exported nothing")
     paths = {part: out / f"{part}.safetensors" for part in cards}
@@ -209,6 +210,14 @@ def run(
         with atomic_write(out / "config.toml") as file:
             file.write(configuration.to_toml(config).encode())
     return paths
+
+
+def _start(task: Task, exports: Mapping[str, Mapping[str, Tensor]], what: str) -> None:
+    try:
+        task.start_from(exports)
+    except (KeyError, RuntimeError) as error:  # of load_state_dict, with a line for each tensor
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{what} cannot start from these weights: {reason}") from error
 
 
 def _exported(stage: Path) -> list[Path]:

@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from deocc import judge
 from deocc.data import IdentityFolder, PackedFaces
 from deocc.errors import InputError, UsageError
+from deocc.judge.pairs import NO_FOLD
 from deocc.judge.result import Figure, Report, Verification, VerificationRow
+from deocc.judge.statistics import accuracy
 from deocc.method import Occluded, Occluder, Restored
+from deocc.metrics.verification import Weights, resample
 
 MASKS = ("surgical", "cloth", "n95")
 
@@ -473,5 +476,19 @@ def test_added_impostors_count_in_all_but_accuracy(packed: PackedFaces, nothing:
         assert after.accuracy == before.accuracy
         assert after.rates[0].accepted == (one.impostors + 200) // 100 > before.rates[0].accepted
         assert after.auc != before.auc
-    accuracy = next(c for c in more.comparisons if (c.metric, c.after, c.kind) == ("accuracy", "UT", "all"))
-    assert (accuracy.difference.value, accuracy.p, accuracy.won, accuracy.lost) == (0, 1, 0, 0)
+
+
+def test_accuracy_is_of_the_pairs_that_have_a_fold() -> None:
+    generator = np.random.default_rng(0)
+    same = np.arange(200) < 60
+    scores, folds = generator.normal(size=200) + same, np.where(np.arange(200) < 120, np.arange(200) % 3, NO_FOLD)
+    weights = resample(60, 140, 30, seed=1)
+    listed = Weights(weights.genuine, weights.impostors[:, :60])
+    each, right, samples = accuracy(scores, same, folds, weights)  # type: ignore[misc]
+    wanted = accuracy(scores[:120], same[:120], folds[:120], listed)
+    assert wanted is not None
+    for one, other in zip((each, right, samples), wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    counted = np.hstack([listed.genuine, listed.impostors])
+    np.testing.assert_allclose(samples, counted @ right / counted.sum(1))
+    assert accuracy(scores, same, np.where(folds == 0, 0, NO_FOLD), weights) is None

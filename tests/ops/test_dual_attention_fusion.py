@@ -142,6 +142,8 @@ def test_the_adjoint_of_the_average_for_other_devices(size: tuple[int, int], who
     image, gradient = draw(2, 3, *whole).requires_grad_(), draw(2, 3, *size)
     (wanted,) = torch.autograd.grad(reference.area_downsample(image, size), image, gradient)
     torch.testing.assert_close(_spread(gradient, whole), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(_spread(gradient, whole), wanted)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

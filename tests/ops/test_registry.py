@@ -10,7 +10,7 @@ import torch
 
 import deocc.ops._registry as registry
 from deocc.errors import MissingDependencyError, UsageError
-from deocc.ops import backends, composite
+from deocc.ops import backends, composite, contextual_attention, info_nce, relational_distillation
 
 INPUTS = (torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2))
 
@@ -85,6 +85,14 @@ def test_importing_brings_torch_and_nothing_else() -> None:
     )
     new = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert set(new) <= {"deocc", "deocc.ops", "deocc.errors", "deocc._C"}
+
+
+def test_the_references_tell_shapes_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEOCC_BACKEND", "reference")
+    features, occlusion = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, 1, 8, 8, device="meta")
+    assert contextual_attention(features, features, occlusion).shape == features.shape
+    query, queue = torch.empty(4, 8, device="meta"), torch.empty(9, 8, device="meta")
+    assert info_nce(query, query, queue).shape == relational_distillation(query, query).shape == ()
 
 
 def test_triton_computes_without_the_callers_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

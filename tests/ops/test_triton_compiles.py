@@ -21,9 +21,12 @@ from deocc.ops.triton import (  # noqa: E402
     relational_distillation,
 )
 
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="Triton interprets here")
+
 TARGET = GPUTarget("cuda", 80, 32)
-SHARED = 166_912
-"""Bytes that a block may have there; later ones have more, but for those of desktops."""
+
+SHARED = 101_376
+"""Bytes that a block may have on any GPU since, those of desktops too."""
 
 
 def attention(dtype: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -89,7 +92,6 @@ KERNELS: dict[str, tuple[ModuleType, list[tuple[str, dict[str, Any]]]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="Triton interprets here")
 def test_it_compiles_and_fits(name: str) -> None:
     module, kernels = KERNELS[name]
     for kernel, given in kernels:

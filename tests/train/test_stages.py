@@ -98,6 +98,38 @@ def test_a_stage_alone_starts_from_what_the_folder_holds(tmp_path: Path) -> None
     assert {one.data for one in read_people(weights.read_card(later), later) or ()} == {"LFW train", "CelebA"}
 
 
+def test_weights_that_are_given_go_before_those_of_an_earlier_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = go(tmp_path / "earlier", settings(steps=4))["restorer"]
+    go(tmp_path / "run", stages=["first"])
+    given: list[dict[str, Tensor]] = []
+    load = tiny_task.SecondTask.start_from
+    monkeypatch.setattr(
+        tiny_task.SecondTask,
+        "start_from",
+        lambda self, exports: given.append(exports["restorer"]) or load(self, exports),
+    )
+    go(tmp_path / "run", stages=["second"], start_from=[earlier])
+    tensors, card = weights.read(earlier, method="tiny", part="restorer")
+    assert all(torch.equal(given[0][name], tensors[name]) for name in tensors)
+    assert weights.read_card(tmp_path / "run/restorer.safetensors")["started_from"] == {"restorer": card["sha256"]}
+    with pytest.raises(UsageError, match=rf"start\.restorer is '{card['sha256']}' in the checkpoint and "):
+        go(tmp_path / "run", stages=["second"])
+
+
+def test_a_stage_alone_is_resumed_and_knows_where_the_first_one_came_from(tmp_path: Path) -> None:
+    earlier = go(tmp_path / "earlier", settings(steps=4))["restorer"]
+    go(tmp_path / "run", start_from=[earlier])
+    whole = (tmp_path / "run/second/last/restorer.safetensors").read_bytes()
+    paths = go(tmp_path / "run", stages=["second"])
+    assert (tmp_path / "run/second/last/restorer.safetensors").read_bytes() == whole
+    go(tmp_path / "parts", stages=["first"], start_from=[earlier])
+    paths = go(tmp_path / "parts", stages=["second"])
+    origin = weights.read_card(earlier)["sha256"]
+    assert weights.read_card(paths["restorer"])["started_from"] == {"restorer": origin}
+
+
 def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +156,7 @@ def test_only_what_was_trained_is_written(tmp_path: Path) -> None:
 def test_a_run_that_started_elsewhere_is_not_gone_on_with(tmp_path: Path) -> None:
     earlier = go(tmp_path / "earlier")["restorer"]
     go(tmp_path / "run", settings(steps=4))
-    with pytest.raises(UsageError, match=r"started_from is None in the checkpoint and \{'restorer': "):
+    with pytest.raises(UsageError, match=r"start\.restorer is only here"):
         go(tmp_path / "run", start_from=[earlier])
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deocc.ops.reference import in_full
+
 
 def contextual_attention(
     foreground: Tensor, background: Tensor, occlusion: Tensor, rate: int, scale: float, fuse: bool
@@ -34,7 +36,7 @@ def contextual_attention(
     before, after = rate // 2, rate - rate // 2
     padded = F.pad(background, (before, after, before, after))
     patches = F.unfold(padded, 2 * rate, stride=rate)
-    with torch.autocast(patches.device.type, enabled=False):
+    with in_full(patches):
         mixed = patches @ attention.transpose(1, 2)
     pasted = F.fold(mixed, (height + rate, width + rate), 2 * rate, stride=rate)
     return (pasted[:, :, before : before + height, before : before + width] / 4).to(dtype)
@@ -71,7 +73,7 @@ def scores(foreground: Tensor, background: Tensor, rate: int, fuse: bool) -> Ten
     keys = F.unfold(background, 3, padding=1)
     # sqrt(max(x, 1e-8)) is max(sqrt(x), 1e-4) with a finite derivative at 0.
     norm = (keys * keys).sum(dim=1, keepdim=True).clamp(min=1e-8).sqrt()
-    with torch.autocast(keys.device.type, enabled=False):
+    with in_full(keys):
         score = queries.transpose(1, 2) @ (keys / norm)
     if not fuse:
         return score

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deocc.ops.reference import in_full
+
 
 def gated_projection(features: Tensor, channel_gate: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Equation 5 and the 1 x 1 convolution of equation 7: ``weight (channel_gate * features) + bias``.
@@ -21,7 +23,7 @@ def gated_projection(features: Tensor, channel_gate: Tensor, weight: Tensor, bia
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     rescaled = features.to(wide) * channel_gate.to(wide)[:, :, None, None]
-    with torch.autocast(features.device.type, enabled=False):
+    with in_full(features):
         projected = torch.einsum("oc,nchw->nohw", weight.to(wide), rescaled)
     if bias is not None:
         projected = projected + bias.to(wide)[:, None, None]
@@ -41,7 +43,7 @@ def channel_gate(features: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, 
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     average = features.to(wide).mean(dim=(2, 3))
-    with torch.autocast(features.device.type, enabled=False):
+    with in_full(features):
         hidden = F.linear(average, down.to(wide), down_bias.to(wide)).relu()
         return F.linear(hidden, up.to(wide), up_bias.to(wide)).sigmoid()
 

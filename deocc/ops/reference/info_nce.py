@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deocc.ops.reference import in_full
+
 
 def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """``-log(exp(q.k+ / t) / (exp(q.k+ / t) + sum over i of exp(q.k_i / t)))``, the mean over all queries.
@@ -24,7 +26,7 @@ def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float)
     wide = torch.promote_types(dtype, torch.float32)
     query, positive, queue = query.to(wide), positive.to(wide), queue.detach().to(wide)
     right = (query * positive).sum(dim=1, keepdim=True) / temperature
-    with torch.autocast(query.device.type, enabled=False):
+    with in_full(query):
         wrong = query @ queue.T / temperature
     # The fraction with both sides divided by exp(right): its derivative by `right` does not cancel.
     loss = torch.cat([right * 0, wrong - right], dim=1).logsumexp(dim=1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deocc.ops.reference import in_full
+
 
 def relational_distillation(student: Tensor, teacher: Tensor, distance: float, angle: float) -> Tensor:
     """``distance`` times :func:`relational_distance` plus ``angle`` times :func:`relational_angle`.
@@ -26,7 +28,7 @@ def relational_distillation(student: Tensor, teacher: Tensor, distance: float, a
     loss = student.sum() * 0  # so that there is a gradient, of 0, whatever is left out
     if len(student) == 0:
         return loss.to(dtype)
-    with torch.autocast(student.device.type, enabled=False):  # the matrix product would be computed in half precision
+    with in_full(student):  # the matrix product would be computed in half precision
         if distance != 0:
             loss = loss + distance * relational_distance(student, teacher)
         if angle != 0:
