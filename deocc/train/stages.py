@@ -39,6 +39,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     stages: Sequence[str] | None = None,
     start_from: Sequence[Path | str] = (),
+    engine: FitEngine | None = None,
     device: str = "cpu",
     resume: bool = True,
     progress: bool = True,
@@ -56,7 +57,8 @@ def train(
         stages: names of the stages to run; None runs all. A stage starts from those before it that ``out`` holds.
         start_from: weights of this method, one file for each part, that the first stage starts from; such as those of
             an earlier run, or the packaged ones, to be trained on other faces.
-        device: where to compute.
+        engine: None computes in this process; a launched Lightning Fabric object in many, with its own precision.
+        device: where to compute, without an engine.
         resume: True goes on where a run in ``out`` stopped; False refuses a folder that holds one.
         progress: show a progress bar on standard error.
 
@@ -91,6 +93,7 @@ def train(
         Path(out),
         stages=stages,
         start_from=start_from,
+        engine=engine,
         device=device,
         resume=resume,
         progress=progress,

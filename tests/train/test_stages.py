@@ -19,7 +19,7 @@ from deocc.errors import InputError, UsageError, WeightsError
 from deocc.faces import TEMPLATE_112, Face
 from deocc.images import write_image
 from deocc.method import Method
-from deocc.train import run, train
+from deocc.train import SingleDevice, run, stages, train
 from deocc.train.stages import _hold_out
 
 
@@ -233,6 +233,18 @@ def test_train_from_names_and_paths(tmp_path: Path, packed: Path, monkeypatch: p
         )
     with pytest.raises(UsageError, match="examples is 12 in the checkpoint and 6 here"):
         train("tiny", data=[packed], out=tmp_path / "run", recipe=recipe, overrides=overrides, progress=False)
+
+
+def test_an_engine_is_handed_on(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "get", {"tiny": METHOD}.__getitem__)
+    engine = SingleDevice("cpu", "32")
+    given: list[object] = []
+    fit = stages.fit
+    monkeypatch.setattr(
+        stages, "fit", lambda *args, **options: given.append(options["engine"]) or fit(*args, **options)
+    )
+    train("tiny", data=[packed], out=tmp_path / "run", overrides={"training.steps": 1}, engine=engine, progress=False)
+    assert given == [engine, engine]
 
 
 def test_train_says_what_is_missing(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
