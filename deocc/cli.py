@@ -6,6 +6,7 @@ so that ``deocc --help`` does not wait for torch.
 
 from __future__ import annotations
 
+import abc
 import inspect
 import os
 import re
@@ -32,7 +33,7 @@ Flag = FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verb:
+class Verb(abc.ABC):
     """What all verbs share.
 
     Attributes:
@@ -41,9 +42,9 @@ class Verb:
 
     debug: Flag = False
 
+    @abc.abstractmethod
     def run(self) -> int:
         """Do it and return the exit code."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

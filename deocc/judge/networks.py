@@ -20,7 +20,7 @@ from deocc.judge.parts import state_digest
 from deocc.judge.result import Network
 from deocc.losses import LPIPS
 
-__all__ = ["FeatureNetwork", "load_networks"]
+__all__ = ["FeatureNetwork", "Perceptual", "load_networks"]
 
 
 class FeatureNetwork(abc.ABC):
@@ -28,10 +28,7 @@ class FeatureNetwork(abc.ABC):
 
     Attributes:
         result: how a report names it.
-        measures: True when it gives distances of image pairs too (LPIPS).
     """
-
-    measures = False
 
     def __init__(self, result: Network) -> None:
         self.result = result
@@ -44,21 +41,15 @@ class FeatureNetwork(abc.ABC):
 
     @abc.abstractmethod
     def maps(self, image: Tensor) -> Any:
-        """What :meth:`pooled` and :meth:`distance` are computed from."""
+        """What :meth:`pooled` is computed from."""
 
     @abc.abstractmethod
     def pooled(self, maps: Any) -> Tensor:
         """(N, D) float32."""
 
-    def distance(self, maps: Any, others: Any) -> Tensor:
-        """(N,) of each pair."""
-        raise NotImplementedError
-
 
 class Perceptual(FeatureNetwork):
     """AlexNet or VGG16 with the heads of LPIPS: distances, and the last tap's mean over the image as features."""
-
-    measures = True
 
     def __init__(self, path: Path, device: str) -> None:
         self._network = LPIPS(path).to(device).eval()
@@ -78,7 +69,7 @@ class Perceptual(FeatureNetwork):
         return features
 
     def distance(self, maps: Any, others: Any) -> Tensor:
-        """LPIPS."""
+        """LPIPS of each pair, (N,)."""
         return self._network.distance(maps, others)
 
 

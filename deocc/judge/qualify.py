@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from deocc.errors import InputError, UsageError
 from deocc.faces import Crop
 from deocc.judge.faces import Faces, Occluding
-from deocc.judge.networks import FeatureNetwork
+from deocc.judge.networks import FeatureNetwork, Perceptual
 from deocc.judge.parts import Loaded
 from deocc.judge.result import Distribution, Example, Figure, Quality, QualityRow
 from deocc.judge.statistics import bootstrap_means, figure
@@ -72,7 +72,7 @@ def quality(
         parts += [(kind, kinds == kind) for kind in sorted(set(kinds.tolist()))]
     makers: list[tuple[str, Crop]] = [("", crop) for crop in dict.fromkeys(one.crop for one in restorers)]
     makers += [(one.key, one.crop) for one in restorers]
-    measuring = [network.key for network in networks if network.measures]
+    measuring = [network.key for network in networks if isinstance(network, Perceptual)]
     rows, examples, distributions = [], [], []
     for restorer, crop in makers:
         values = _stacked(views.quality[restorer, crop], left)

@@ -26,7 +26,7 @@ from deocc.faces import Crop
 from deocc.images import to_tensor, to_uint8
 from deocc.judge.cache import KEY, Cache, Stage
 from deocc.judge.faces import U8, Face, Faces, NoFaceError, Occluding, transferred
-from deocc.judge.networks import FeatureNetwork
+from deocc.judge.networks import FeatureNetwork, Perceptual
 from deocc.judge.parts import Loaded
 
 __all__ = ["FIGURES", "RESAMPLING", "Views", "Wants", "look", "restored_crops"]
@@ -380,7 +380,7 @@ class _Chunk:
                 if rows[key] is None:
                     rows[key] = stages[key].put(keys[key], vectors)
         for key, vectors_of in rows.items():
-            distances = int(network.measures and key is not None)
+            distances = int(isinstance(network, Perceptual) and key is not None)
             for name, row in zip(names, vectors_of or (), strict=True):
                 self.views.features[network.key, key, crop][name] = row[distances:]
                 if distances:
@@ -451,6 +451,6 @@ def _perceived(
             found[None].append(network.pooled(maps).cpu())
             for key, image in images.items():
                 others = network.maps(image[part])
-                rows = [network.distance(others, maps).cpu()[:, None]] if network.measures else []
+                rows = [network.distance(others, maps).cpu()[:, None]] if isinstance(network, Perceptual) else []
                 found[key].append(torch.cat([*rows, network.pooled(others).cpu()], dim=1))
     return {key: torch.cat(parts).float().numpy() for key, parts in found.items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deocc import judge
 from deocc.errors import UsageError, WeightsError
-from deocc.judge.networks import load_networks
+from deocc.judge.networks import Perceptual, load_networks
 from deocc.losses import LPIPS
 
 
@@ -23,7 +23,7 @@ class Means(nn.Module):
 def test_lpips_measures_and_has_features(shared: Any) -> None:
     path = shared("perceptual/lpips_alexnet.safetensors")
     network = load_networks([path])[0]
-    assert network.measures
+    assert isinstance(network, Perceptual)
     assert (network.key, network.result.dimensions) == ("lpips_alexnet", 256)
     assert len(network.result.sha256) == 64
     one, other = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def test_lpips_measures_and_has_features(shared: Any) -> None:
 def test_an_onnx_network_takes_the_side_it_is_told(shared: Any) -> None:
     path = shared("matchers/mobilefacenet_insightface.onnx")
     network = load_networks([f"{path}:112"])[0]
-    assert not network.measures
+    assert not isinstance(network, Perceptual)
     assert (network.key, network.result.dimensions) == ("mobilefacenet_insightface", 128)
     assert network.pooled(network.maps(torch.rand(2, 3, 40, 50))).shape == (2, 128)
     with pytest.raises(WeightsError, match="299x299"):

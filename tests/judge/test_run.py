@@ -250,15 +250,16 @@ def test_a_feature_module(packed: PackedFaces, oracle: Any, pixels: Any) -> None
     assert report.networks[0].dimensions == 3
 
 
+class Lower(Occluder):
+    crop_size, crop_zoom = 32, 0.75
+
+    def occlude(self, image: Tensor, seed: int) -> Occluded:
+        occlusion = torch.zeros_like(image[:, :1])
+        occlusion[:, :, 16:] = 1
+        return Occluded(image * (1 - occlusion), occlusion, ({},) * len(image))
+
+
 def test_an_occluder_and_a_restorer_that_redraws(packed: PackedFaces, pixels: Any, nothing: Any) -> None:
-    class Lower(Occluder):
-        crop_size, crop_zoom = 32, 0.75
-
-        def occlude(self, image: Tensor, seed: int) -> Occluded:
-            occlusion = torch.zeros_like(image[:, :1])
-            occlusion[:, :, 16:] = 1
-            return Occluded(image * (1 - occlusion), occlusion, ({},) * len(image))
-
     class Redraw(type(nothing)):  # type: ignore[misc]
         redraws_face = True
 
@@ -278,14 +279,6 @@ def test_an_occluder_and_a_restorer_that_redraws(packed: PackedFaces, pixels: An
 def test_who_redraws_is_measured_by_what_it_found(
     packed: PackedFaces, pixels: Any, nothing: Any, tmp_path: Path
 ) -> None:
-    class Lower(Occluder):
-        crop_size, crop_zoom = 32, 0.75
-
-        def occlude(self, image: Tensor, seed: int) -> Occluded:
-            occlusion = torch.zeros_like(image[:, :1])
-            occlusion[:, :, 16:] = 1
-            return Occluded(image * (1 - occlusion), occlusion, ({},) * len(image))
-
     class Redraw(type(nothing)):  # type: ignore[misc]
         redraws_face = True
 

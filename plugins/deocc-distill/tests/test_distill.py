@@ -344,7 +344,7 @@ def test_any_restorer_can_complete(faces) -> None:
 
 def test_joint_training_moves_both_modules_by_the_embedding(faces) -> None:
     """Without the L1 losses the generator still learns: through the student and the warp."""
-    method, settings = plugins.get("distill"), settings_of(joint__reconstruction=0.0)
+    method, settings = plugins.get("distill"), settings_of(joint__reconstruction=0.0, deocclusion__visible=0.0)
     torch.manual_seed(0)
     first = method.resolve("deocclusion")(settings)
     second = method.resolve("distillation")(settings)
@@ -357,6 +357,19 @@ def test_joint_training_moves_both_modules_by_the_embedding(faces) -> None:
         moved = any(not torch.equal(value, before[name][key]) for key, value in network.state_dict().items())
         assert moved == (name != "finder"), name
     assert not bool(torch.equal(joint.generator.coarse[0][0].weight, before["generator"]["coarse.0.0.weight"]))
+
+
+def test_joint_training_keeps_the_loss_on_visible_pixels(faces) -> None:
+    terms = []
+    for visible in (0.0, 5.0):
+        settings = settings_of(joint__reconstruction=0.0, deocclusion__visible=visible)
+        torch.manual_seed(0)
+        joint = plugins.get("distill").resolve("joint")(settings)
+        joint._has_started = True
+        terms.append(joint.step(batch_of(joint, faces, 4), SingleDevice(), 0))
+    for name in ("coarse", "refined"):
+        assert float(terms[0][name]) == 0
+        assert float(terms[1][name]) > 0
 
 
 def test_all_stages_train_and_the_two_files_make_one_recognizer(faces, tmp_path) -> None:

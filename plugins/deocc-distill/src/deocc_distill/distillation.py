@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -88,9 +89,9 @@ class _Distilling(Task):
         seen = recrop(completed, self.crop, self.student_crop).clamp(0, 1)
         return {"original": image, "occluded": to_float(batch, "occluded", image.device), "seen": seen}
 
+    @abc.abstractmethod
     def _complete(self, occluded: Tensor, hole: Tensor) -> Tensor:
         """Complete (N, 3, S, S) in the hole (N, 1, S, S) of 0 and 1."""
-        raise NotImplementedError
 
     def _completed(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         device = next(self.student.parameters()).device
