@@ -65,12 +65,6 @@ def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Ite
     """
     if not paths:
         raise UsageError("give at least one photo, folder or pattern, got none")
-    for path in paths:
-        # A later run would take the results for photos.
-        if path.is_dir() and path.resolve() in (out.resolve(), (out / below).resolve()):
-            raise UsageError(
-                f"the results need a folder of their own, got {out}, which would put them among the photos of {path}"
-            )
     items: dict[Path, Item] = {}
     taken: dict[Path, Path] = {}
     failures = []
@@ -80,6 +74,12 @@ def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Ite
         except InputError as error:
             failures.append(str(error))
             continue
+        # A later run would take the results for photos. (One photo that is named may have its result beside it.)
+        folders = [path] if path.is_dir() else [photo.parent for photo in photos if photo != path]
+        if {out.resolve(), (out / below).resolve()} & {folder.resolve() for folder in folders}:
+            raise UsageError(
+                f"the results need a folder of their own, got {out}, which would put them among the photos of {path}"
+            )
         holds_out = path.is_dir() and _lies_in(out, path)
         for photo in photos:
             if photo.resolve() in items or (holds_out and _lies_in(photo, out)):

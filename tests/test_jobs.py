@@ -182,6 +182,8 @@ def test_results_do_not_go_among_the_photos(unmask: Job, occlude: Job, photo: Pa
             job(folder, folder)
         with pytest.raises(UsageError, match="a folder of their own"):
             job(folder, folder / ".." / "photos", overwrite=True)
+        with pytest.raises(UsageError, match=r"a folder of their own, got .*photos.* among the photos of .*\*"):
+            job(folder / "*", folder)
     images = folder.rename(folder.parent / "images")
     with pytest.raises(UsageError, match="a folder of their own"):
         occlude(images, images.parent)

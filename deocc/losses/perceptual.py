@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ class LPIPS(nn.Module):
                 f"lin0..lin4, got {', '.join(sorted(tensors))}"
             )
         self.layout = layouts[count]
+        _check_shapes(weights, tensors, self.layout)
         self.convolutions = nn.ModuleList()
         for index, (stride, padding, _, _) in enumerate(self.layout):
             weight = tensors[f"conv{index}.weight"].float()
@@ -91,6 +93,30 @@ class LPIPS(nn.Module):
             difference = (_unit(a) - _unit(b)).square()
             total = total + torch.einsum("nchw,c->nhw", difference, self.get_buffer(f"head{index}")).mean((1, 2))
         return total
+
+
+def _check_shapes(
+    weights: str | Path, tensors: Mapping[str, Tensor], layout: Sequence[tuple[int, int, int, bool]]
+) -> None:
+    """Raise WeightsError unless the convolutions fit on each other, and the heads on what is tapped."""
+
+    def check(name: str, *wanted: int | None) -> None:
+        got = tuple(tensors[name].shape)
+        if len(got) != len(wanted) or any(want not in (None, one) for want, one in zip(wanted, got, strict=True)):
+            text = ", ".join("any" if want is None else str(want) for want in wanted)
+            raise WeightsError(f"{weights}: wanted {name} of shape ({text}), got {got}")
+
+    channels, taps = 3, 0
+    for index, (_, _, _, tap) in enumerate(layout):
+        weight = tensors[f"conv{index}.weight"]
+        side = weight.shape[2] if weight.dim() == 4 else None
+        check(f"conv{index}.weight", None, channels, side, side)
+        channels = len(weight)
+        check(f"conv{index}.bias", channels)
+        if tap:
+            if tensors[f"lin{taps}"].numel() != channels:
+                check(f"lin{taps}", 1, channels, 1, 1)
+            taps += 1
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -71,6 +71,23 @@ def test_refuses_names_that_are_not_lpips(tmp_path: Path, name: str, other: str 
         LPIPS(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("conv0.weight", (8, 1, 11, 11), r"conv0.weight of shape \(any, 3, 11, 11\), got \(8, 1, 11, 11\)"),
+        ("conv2.weight", (8,), r"conv2.weight of shape \(any, [0-9]+, any, any\), got \(8,\)"),
+        ("conv3.weight", (8, 5, 3, 2), r"conv3.weight of shape \(any, [0-9]+, 3, 3\)"),
+        ("conv1.bias", (3,), r"conv1.bias of shape \([0-9]+\), got \(3,\)"),
+        ("lin4", (1, 3, 1, 1), r"lin4 of shape \(1, [0-9]+, 1, 1\), got \(1, 3, 1, 1\)"),
+    ],
+)
+def test_refuses_shapes_that_do_not_fit(tmp_path: Path, name: str, shape: tuple[int, ...], wanted: str) -> None:
+    path = small_alexnet(tmp_path / "alex.safetensors")
+    save_file({**load_file(path), name: torch.zeros(shape)}, path)
+    with pytest.raises(WeightsError, match=wanted):
+        LPIPS(path)
+
+
 def test_style_is_the_difference_of_gram_matrices(tmp_path: Path) -> None:
     """Canet eq. 11, term by term over two maps."""
     path = small_alexnet(tmp_path / "alex.safetensors")

@@ -73,6 +73,15 @@ def test_a_partly_covered_pixel_is_completed_as_a_whole(restorer) -> None:
     assert torch.equal(restored.occlusion, (occlusion > 0).float())
 
 
+def test_a_faintly_covered_pixel_stays_as_it_is(restorer) -> None:
+    image, occlusion = torch.rand(1, 3, 64, 64), torch.full((1, 1, 64, 64), 0.05)
+    occlusion[..., 20:40, 20:40] = 1
+    restored = restorer(image, occlusion)
+    assert torch.equal(restored.occlusion, (occlusion == 1).float())
+    faint = (occlusion < 1).expand_as(image)
+    assert torch.equal(restored.image[faint], image[faint])
+
+
 def test_spread_grows_by_the_radius() -> None:
     point = torch.zeros(1, 1, 9, 9)
     point[..., 4, 4] = 1
@@ -81,13 +90,14 @@ def test_spread_grows_by_the_radius() -> None:
 
 
 def test_small_gaps_close_and_the_outline_grows_by_the_margin() -> None:
-    logits = torch.full((1, 1, 40, 40), -1.0)
-    logits[..., 10:30, 10:30] = 1
-    logits[..., 18:22, 18:22] = -1
-    found = settle(logits, closing=3, margin=2)
+    probability = torch.full((1, 1, 40, 40), 0.1)
+    probability[..., 10:30, 10:30] = 0.3
+    probability[..., 18:22, 18:22] = 0.1
+    found = settle(probability, Config(threshold=0.2, closing=3, margin=2))
     assert found[..., 8:32, 8:32].all()
     assert found.sum() == 24 * 24
-    assert settle(logits, closing=0, margin=0).sum() == 20 * 20 - 16
+    assert settle(probability, Config(threshold=0.2, closing=0, margin=0)).sum() == 20 * 20 - 16
+    assert settle(probability, Config(threshold=0.3, closing=0, margin=0)).sum() == 0
 
 
 def test_examples_follow_from_index_and_seed() -> None:

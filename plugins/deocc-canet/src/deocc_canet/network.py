@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deocc.errors import UsageError
 from deocc.ops import DualAttentionFusion
-from deocc_canet.config import Architecture
+from deocc_canet.config import Architecture, Config
 
 
 class ResidualBlock(nn.Module):
@@ -244,13 +244,14 @@ def spread(occlusion: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(occlusion, 2 * radius + 1, 1, radius) if radius else occlusion
 
 
-def settle(logits: Tensor, closing: int, margin: int) -> Tensor:
-    """What is restored of what the finder says: (N, 1, H, W) logits -> 0 or 1.
+def settle(probability: Tensor, config: Config) -> Tensor:
+    """What is restored of what the finder says: (N, 1, H, W) in [0, 1] -> 0 or 1.
 
     Gaps of less than ``2 * closing`` pixels are closed (a logo printed on a mask looks like no mask), and the whole is
-    grown by ``margin`` pixels (its edge is never found exactly).
+    grown by ``margin`` pixels.
     """
-    return spread(-spread(-spread((logits > 0).float(), closing), closing), margin)
+    found = (probability > config.threshold).float()
+    return spread(-spread(-spread(found, config.closing), config.closing), config.margin)
 
 
 class Discriminator(nn.Module):

@@ -16,8 +16,9 @@ class Restorer(method.Restorer):
 
     Trained on 128x128 crops of zoom 0.75; other sizes work, with less to see at the edges of what was learnt.
 
-    A pixel of a given occlusion that is above 0 is completed as a whole, since a partly covered pixel still carries
-    the occluder's colour; gaps in a found occlusion are closed, and it is grown by ``config.margin`` pixels.
+    A pixel whose occlusion is above ``config.threshold`` is completed as a whole, since a partly covered one still carries
+    the occluder's colour; below it, as in a faint shadow, it stays as it is. ``Restored.occlusion`` says which are
+    completed: 0 or 1. Gaps in a found occlusion are closed, and it is grown by ``config.margin`` pixels.
 
     Extras, k being a selected decoder layer, whose maps have H / 2^(k-1) rows (rounded up) and so many columns:
 
@@ -48,11 +49,11 @@ class Restorer(method.Restorer):
         padded = F.pad(image, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
         extras = {}
         if occlusion is None:
-            logits = self.network.finder(padded)
-            hole = settle(logits, self.config.closing, self.config.margin)
-            extras["probability"] = torch.sigmoid(logits)[..., :height, :width]
+            probability = torch.sigmoid(self.network.finder(padded))
+            hole = settle(probability, self.config)
+            extras["probability"] = probability[..., :height, :width]
         else:
-            hole = F.pad((occlusion > 0).float(), padding, mode="replicate")
+            hole = F.pad((occlusion > self.config.threshold).float(), padding, mode="replicate")
         outputs = self.network.completer(padded, hole)
         for layer, output in zip(self.network.completer.layers, outputs, strict=True):
             rows, columns = -(-height // 2 ** (layer - 1)), -(-width // 2 ** (layer - 1))

@@ -215,15 +215,17 @@ class JointTraining(Task):
         """Of the averaged network: PSNR inside the true occlusion, given and found, how well it is found (IoU), and the
         mean distance of (u, v)."""
         image, occluded, occlusion = (_to_float(batch[name], self._average_device) for name in _NAMES)
-        hole = (occlusion > 0).float()
-        logits = self.average.finder(occluded)
-        found = settle(logits, self.config.closing, self.config.margin)
+        touched = (occlusion > 0).float()
+        hole = (occlusion > self.config.threshold).float()
+        probability = torch.sigmoid(self.average.finder(occluded))
+        found = settle(probability, self.config)
         output = self.average.completer(occluded, hole)[0]
+        told = occluded + hole * (output.image.clamp(0, 1) - occluded)
         blind = occluded + found * (self.average.completer(occluded, found)[0].image.clamp(0, 1) - occluded)
         figures = {
-            "hole_psnr": float(metrics.psnr(output.image.clamp(0, 1), image, where=hole).mean()),
-            "hole_psnr_found": float(metrics.psnr(blind, image, where=hole).mean()),
-            "occlusion_iou": float(metrics.occlusion_iou(torch.sigmoid(logits), occlusion).mean()),
+            "hole_psnr": float(metrics.psnr(told, image, where=touched).mean()),
+            "hole_psnr_found": float(metrics.psnr(blind, image, where=touched).mean()),
+            "occlusion_iou": float(metrics.occlusion_iou(probability, occlusion).mean()),
         }
         if self._learns_field:
             figures["field_distance"] = float(field_loss(output.field, _to_float(batch["dense_field"], image.device)))
@@ -232,7 +234,7 @@ class JointTraining(Task):
     def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The faces, occluded, what is found and what is restored by the averaged network, without being told."""
         image, occluded, _ = (_to_float(batch[name], self._average_device) for name in _NAMES)
-        found = settle(self.average.finder(occluded), self.config.closing, self.config.margin)
+        found = settle(torch.sigmoid(self.average.finder(occluded)), self.config)
         output = self.average.completer(occluded, found)[0]
         rows = {
             "original": image,
@@ -314,11 +316,12 @@ class JointTraining(Task):
         return settings.learning_rate * share
 
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
-        """True occlusions, grown by 0 to 3 pixels, for one half of the batch; found ones for the other."""
-        true = spread((occlusion > 0).float(), index % 4)
-        found = settle(logits, self.config.closing, self.config.margin)
+        """True occlusions for one half of the batch, found ones for the other, grown by a pixel or two in two steps of four:
+        people draw them with room to spare."""
+        true = (occlusion > self.config.threshold).float()
         odd = (torch.arange(len(true), device=true.device) % 2).view(-1, 1, 1, 1)
-        return torch.where(odd == 1, found, true)
+        hole = torch.where(odd == 1, settle(torch.sigmoid(logits), self.config), true)
+        return spread(hole, max(0, index % 4 - 1))
 
     @torch.no_grad()
     def _update_average(self, index: int) -> None:
