@@ -16,7 +16,7 @@ class Restorer(method.Restorer):
 
     Trained on 128x128 crops of zoom 0.75; other sizes work, with less to see at the edges of what was learnt.
 
-    A pixel whose occlusion is above ``config.threshold`` is completed as a whole, since a partly covered one still carries
+    A pixel whose occlusion is above ``config.threshold`` is completed as a whole, since a partly covered one carries
     the occluder's colour; below it, as in a faint shadow, it stays as it is. ``Restored.occlusion`` says which are
     completed: 0 or 1. Gaps in a found occlusion are closed, and it is grown by ``config.margin`` pixels.
 

@@ -316,8 +316,8 @@ class JointTraining(Task):
         return settings.learning_rate * share
 
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
-        """True occlusions for one half of the batch, found ones for the other, grown by a pixel or two in two steps of four:
-        people draw them with room to spare."""
+        """True occlusions for one half of the batch, found ones for the other; in two steps of four they are grown by a
+        pixel or two, since people draw them with room to spare."""
         true = (occlusion > self.config.threshold).float()
         odd = (torch.arange(len(true), device=true.device) % 2).view(-1, 1, 1, 1)
         hole = torch.where(odd == 1, settle(torch.sigmoid(logits), self.config), true)
