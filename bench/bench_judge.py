@@ -110,7 +110,7 @@ def test_restore(benchmark: Any, faces: dict[str, Face], device: str, method: st
         pytest.skip(str(error))
     crops = np.stack([face.cut(restorer.crop) for face in faces.values()])
     hidden = np.zeros(crops.shape[:3], np.uint8)
-    hidden[:, 64:] = 1
+    hidden[:, 64:] = 255
     benchmark.pedantic(lambda: restored_crops(restorer, crops, hidden, list(faces)), rounds=5, warmup_rounds=1)
 
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from deocc.method import Restorer
 
 FEATHER = 2.0
-"""Width of the seam in crop pixels: see :func:`deocc.faces.paste_back`. An occlusion that is given is grown by as much
-inside the crop, so that the seam does not blend with what hides the face."""
+"""Width of the seam in crop pixels: see :func:`deocc.faces.paste_back`. It lies outside what hides the face, so that it
+does not blend with that: an occlusion that is given is grown by as much inside the crop, and about one that is found the
+seam blends the photo with the crop's own visible pixels."""
 
 _GROWTH = np.ones((5, 5), dtype=np.uint8)  # two pixels to each side
 
@@ -92,8 +93,8 @@ def unmask(
             ``device``.
 
     Returns:
-        the photo and its faces. Pixels outside the occlusion are bit-identical to the photo's, unless the restorer
-        redraws the whole face.
+        the photo and its faces. Pixels outside the occlusion are bit-identical to the photo's (if it was found: those
+        that are further from it than :data:`FEATHER`), unless the restorer redraws the whole face.
 
     Raises:
         InputError: the photo or the occlusion cannot be read or does not fit, or there is no face in the photo.
@@ -120,7 +121,9 @@ def unmask(
     result = picture
     # The smallest first, so that where two crops overlap the larger face has the last word.
     for face in reversed(unmasked):
-        where = np.full_like(face.occlusion, 255) if restorer.redraws_face else face.occlusion
+        where = face.occlusion if hidden is not None else cv2.dilate(face.occlusion, _GROWTH)
+        if restorer.redraws_face:
+            where = np.full_like(face.occlusion, 255)
         result = paste_back(result, face.after, where, face.matrix, feather=FEATHER)
     if hidden is not None and not restorer.redraws_face:
         result = np.where(hidden[:, :, None] > 0, result, picture)

@@ -59,9 +59,12 @@ class Face:
         return self.image if crop == self.crop else align(self.image, self.landmarks, crop)
 
     def cut_occlusion(self, occlusion: U8, crop: Crop) -> U8:
-        """What of the crop is occluded at all: uint8 (S, S) of 0 and 1. ``occlusion`` is (H, W), above 0 = occluded."""
-        hidden = (occlusion > 0).astype(np.uint8)
-        return hidden if crop == self.crop else _reached(hidden, crop.matrix(self.landmarks), crop.size)
+        """How far every pixel of the crop is occluded, above 0 where it is at all: uint8 (H, W) -> (S, S), 255 = wholly."""
+        if crop == self.crop:
+            return occlusion
+        matrix = crop.matrix(self.landmarks)
+        share = cv2.warpAffine(occlusion, matrix, (crop.size, crop.size), flags=cv2.INTER_LINEAR)
+        return np.maximum(share, _reached((occlusion > 0).astype(np.uint8), matrix, crop.size))
 
     def moved(self, crop: Crop) -> NDArray[np.float64]:
         """The landmarks in the pixels of the crop."""

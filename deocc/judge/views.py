@@ -31,7 +31,7 @@ from deocc.judge.parts import Loaded
 
 __all__ = ["FIGURES", "RESAMPLING", "Views", "Wants", "look", "restored_crops"]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same images and parts give other vectors than before."""
 
 CHUNK = 32
@@ -159,7 +159,7 @@ def restored_crops(restorer: Loaded, crops: U8, hidden: U8, names: Sequence[str]
     Args:
         restorer: which.
         crops: uint8 (N, S, S, 3), occluded.
-        hidden: uint8 (N, S, S), 1 = occluded: given to restorers that are to be told.
+        hidden: uint8 (N, S, S), 255 = wholly occluded: given to restorers that are to be told.
         names: of the images, for an error.
 
     Raises:
@@ -167,7 +167,7 @@ def restored_crops(restorer: Loaded, crops: U8, hidden: U8, names: Sequence[str]
     """
     parts = []
     for start in range(0, len(crops), BATCH):
-        given = torch.from_numpy(hidden[start : start + BATCH, None]).float() if restorer.given else None
+        given = torch.from_numpy(hidden[start : start + BATCH, None]) / 255 if restorer.given else None
         with restorer.lock, torch.inference_mode():
             restored = restorer.part(to_tensor(crops[start : start + BATCH]), given)
         image, occlusion = restored.image.float().cpu(), restored.occlusion.float().cpu()
@@ -352,7 +352,7 @@ class _Chunk:
 
         def figures() -> NDArray[np.float32]:
             made, true = image(), to_tensor(self._cut(names, crop))
-            hole = torch.from_numpy(self._hidden(names, crop)[:, None]).float()
+            hole = torch.from_numpy(self._hidden(names, crop)[:, None] > 0).float()
             nothing = torch.full((len(names),), torch.nan, dtype=torch.float64)
             columns = [
                 metrics.psnr(made, true),

@@ -94,7 +94,10 @@ def test_a_crop_is_cut_but_not_from_itself(packed: PackedFaces, folder: Path) ->
     hidden = np.zeros(photo.image.shape[:2], np.uint8)
     assert not photo.cut_occlusion(hidden, Crop(24, 0.9)).any()
     hidden[:] = 1
-    assert photo.cut_occlusion(hidden, Crop(24, 0.9)).all()
+    assert (photo.cut_occlusion(hidden, Crop(24, 0.9)) == 1).all()
+    hidden[:] = 60  # a shadow
+    assert (photo.cut_occlusion(hidden, Crop(24, 0.9)) == 60).all()
+    assert (face.cut_occlusion(hidden[:32, :32], packed.crop) == 60).all()
 
 
 def test_masks_follow_the_name_and_the_seed(packed: PackedFaces, folder: Path) -> None:
