@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 FEATHER = 2.0
 """Width of the seam in crop pixels: see :func:`deocc.faces.paste_back`. It lies outside what hides the face, so that it
-does not blend with that: an occlusion that is given is grown by as much inside the crop, and about one that is found the
-seam blends the photo with the crop's own visible pixels."""
+does not blend with that: an occlusion that is given is grown by as much inside the crop, and about one that is found
+the seam blends the photo with the crop's own visible pixels."""
 
 _GROWTH = np.ones((5, 5), dtype=np.uint8)  # two pixels to each side
 
@@ -121,9 +121,11 @@ def unmask(
     result = picture
     # The smallest first, so that where two crops overlap the larger face has the last word.
     for face in reversed(unmasked):
-        where = face.occlusion if hidden is not None else cv2.dilate(face.occlusion, _GROWTH)
+        where = face.occlusion
         if restorer.redraws_face:
-            where = np.full_like(face.occlusion, 255)
+            where = np.full_like(where, 255)
+        elif hidden is None:
+            where = cv2.dilate(where, _GROWTH).astype(np.uint8)
         result = paste_back(result, face.after, where, face.matrix, feather=FEATHER)
     if hidden is not None and not restorer.redraws_face:
         result = np.where(hidden[:, :, None] > 0, result, picture)

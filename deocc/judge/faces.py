@@ -59,7 +59,7 @@ class Face:
         return self.image if crop == self.crop else align(self.image, self.landmarks, crop)
 
     def cut_occlusion(self, occlusion: U8, crop: Crop) -> U8:
-        """How far every pixel of the crop is occluded, above 0 where it is at all: uint8 (H, W) -> (S, S), 255 = wholly."""
+        """How far each pixel of the crop is occluded, 255 = wholly, 0 = not at all: uint8 (H, W) -> (S, S)."""
         if crop == self.crop:
             return occlusion
         matrix = crop.matrix(self.landmarks)
