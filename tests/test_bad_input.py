@@ -272,7 +272,7 @@ BAD_WEIGHTS = {
     "torch pickle": (lambda path: torch.save({"weight": torch.ones(1)}, path), "pickle"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5]), "truncated"),
     "truncated header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "truncated"),
-    "altered": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "sha256"),
+    "altered": (lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])), "sha256"),
     "without card": (lambda path: path.with_suffix(".json").unlink(), "card"),
     "of another method": (lambda path: _change(path, method="other"), "'other'"),
     "of another network": (lambda path: _change(path, config={"width": 5}), "shape"),
