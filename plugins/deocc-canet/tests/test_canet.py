@@ -348,7 +348,7 @@ def test_packaged_weights_find_and_restore_a_masked_portrait(portrait) -> None:
     hole = (torch.from_numpy(made.occlusion)[None, None] > 0).float()
     image, occluded = to_tensor(portrait.image), to_tensor(made.image)
     restored = restorer(occluded)
-    assert float(metrics.occlusion_iou(restored.occlusion, hole)) > 0.7  # 0.81 on average over test faces: faint shadows are left
+    assert float(metrics.occlusion_iou(restored.occlusion, hole)) > 0.75  # 0.81 on average: faint shadows are left
     ours, theirs = (metrics.psnr(result.image, image, where=hole) for result in (restored, telea(occluded, hole)))
     assert float(ours) > float(theirs)
     untouched = restorer(image)
