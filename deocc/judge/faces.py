@@ -64,6 +64,7 @@ class Face:
             return occlusion
         matrix = crop.matrix(self.landmarks)
         share = cv2.warpAffine(occlusion, matrix, (crop.size, crop.size), flags=cv2.INTER_LINEAR)
+        # A pixel that is hardly occluded must not be rounded to none.
         return np.maximum(share, _reached((occlusion > 0).astype(np.uint8), matrix, crop.size))
 
     def moved(self, crop: Crop) -> NDArray[np.float64]:
