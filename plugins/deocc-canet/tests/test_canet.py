@@ -8,7 +8,7 @@ import torch
 from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
 from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss
-from deocc_canet.network import Completer, Network, settle, spread
+from deocc_canet.network import Completer, Network, settle, soften, spread
 from deocc_canet.restorer import Restorer
 
 import deocc
@@ -89,15 +89,24 @@ def test_spread_grows_by_the_radius() -> None:
     assert spread(point, 0) is point
 
 
+def test_the_completer_sees_less_of_a_pixel_the_more_it_is_occluded() -> None:
+    occlusion = torch.tensor([0.0, 0.1, 0.125, 0.25, 0.5, 0.75, 1.0])
+    expected = torch.tensor([0.0, 0.0, 0.25, 0.5, 1.0, 1.0, 1.0])
+    assert torch.equal(soften(occlusion, Config(threshold=0.1)), expected)
+
+
 def test_small_gaps_close_and_the_outline_grows_by_the_margin() -> None:
     probability = torch.full((1, 1, 40, 40), 0.1)
-    probability[..., 10:30, 10:30] = 0.3
+    probability[..., 10:30, 10:30] = 0.375
     probability[..., 18:22, 18:22] = 0.1
     found = settle(probability, Config(threshold=0.2, closing=3, margin=2))
-    assert found[..., 8:32, 8:32].all()
-    assert found.sum() == 24 * 24
-    assert settle(probability, Config(threshold=0.2, closing=0, margin=0)).sum() == 20 * 20 - 16
-    assert settle(probability, Config(threshold=0.3, closing=0, margin=0)).sum() == 0
+    gap = torch.zeros_like(found, dtype=torch.bool)
+    gap[..., 16:24, 16:24] = True  # closed, and grown like the rest
+    assert (found[gap] == 1).all()
+    assert (found[..., 8:32, 8:32][~gap[..., 8:32, 8:32]] == 0.75).all()
+    assert (found > 0).sum() == 24 * 24
+    assert (settle(probability, Config(threshold=0.2, closing=0, margin=0)) > 0).sum() == 20 * 20 - 16
+    assert settle(probability, Config(threshold=0.4, closing=0, margin=0)).sum() == 0
 
 
 def test_examples_follow_from_index_and_seed() -> None:

@@ -244,14 +244,24 @@ def spread(occlusion: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(occlusion, 2 * radius + 1, 1, radius) if radius else occlusion
 
 
+def soften(occlusion: Tensor, config: Config) -> Tensor:
+    """How far each pixel is hidden from the completer: (N, 1, H, W) in [0, 1] -> the same shape.
+
+    Not at all up to ``config.threshold``, wholly from an occlusion of a half on, where the occluder's colour prevails;
+    in between, as in a mask's shadow, it stays partly visible.
+    """
+    return (2 * occlusion).clamp(max=1) * (occlusion > config.threshold)
+
+
 def settle(probability: Tensor, config: Config) -> Tensor:
-    """What is restored of what the finder says: (N, 1, H, W) in [0, 1] -> 0 or 1.
+    """:func:`soften` of what the finder says: (N, 1, H, W) in [0, 1] -> the same shape.
 
     Gaps of less than ``2 * closing`` pixels are closed (a logo printed on a mask looks like no mask), and the whole is
     grown by ``margin`` pixels.
     """
     found = (probability > config.threshold).float()
-    return spread(-spread(-spread(found, config.closing), config.closing), config.margin)
+    closed = -spread(-spread(found, config.closing), config.closing)
+    return spread(torch.maximum(soften(probability, config), closed - found), config.margin)
 
 
 class Discriminator(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deocc import method
 from deocc_canet.config import Config
-from deocc_canet.network import Network, settle
+from deocc_canet.network import Network, settle, soften
 
 
 class Restorer(method.Restorer):
@@ -16,9 +16,10 @@ class Restorer(method.Restorer):
 
     Trained on 128x128 crops of zoom 0.75; other sizes work, with less to see at the edges of what was learnt.
 
-    A pixel whose occlusion is above ``config.threshold`` is completed as a whole, since a partly covered one carries
-    the occluder's colour; below it, as in a faint shadow, it stays as it is. ``Restored.occlusion`` says which are
-    completed: 0 or 1. Gaps in a found occlusion are closed, and it is grown by ``config.margin`` pixels.
+    A pixel whose occlusion is above ``config.threshold`` is completed as a whole; the completer sees less of it the
+    more it is occluded (:func:`deocc_canet.network.soften`). Below it, as in a faint shadow, it stays as it is.
+    ``Restored.occlusion`` says which are completed: 0 or 1. Gaps in a found occlusion are closed, and it is grown by
+    ``config.margin`` pixels.
 
     Extras, k being a selected decoder layer, whose maps have H / 2^(k-1) rows (rounded up) and so many columns:
 
@@ -50,11 +51,11 @@ class Restorer(method.Restorer):
         extras = {}
         if occlusion is None:
             probability = torch.sigmoid(self.network.finder(padded))
-            hole = settle(probability, self.config)
+            hidden = settle(probability, self.config)
             extras["probability"] = probability[..., :height, :width]
         else:
-            hole = F.pad((occlusion > self.config.threshold).float(), padding, mode="replicate")
-        outputs = self.network.completer(padded, hole)
+            hidden = soften(F.pad(occlusion, padding, mode="replicate"), self.config)
+        outputs = self.network.completer(padded, hidden)
         for layer, output in zip(self.network.completer.layers, outputs, strict=True):
             rows, columns = -(-height // 2 ** (layer - 1)), -(-width // 2 ** (layer - 1))
             extras[f"layer-{layer}"] = output.image[..., :rows, :columns].clamp(0, 1)
@@ -62,4 +63,4 @@ class Restorer(method.Restorer):
                 extras[f"dense-field-{layer}"] = output.field[..., :rows, :columns].clamp(0, 1)
         if outputs[0].attention is not None:
             extras["attention"] = torch.sigmoid(outputs[0].attention)[..., :height, :width]
-        return method.Restored(extras["layer-1"], hole[..., :height, :width], extras)
+        return method.Restored(extras["layer-1"], (hidden[..., :height, :width] > 0).float(), extras)

@@ -19,11 +19,11 @@ from deocc import metrics, plugins
 from deocc.errors import UsageError
 from deocc.losses import LPIPS, StyleLoss
 from deocc.method import Engine, Task, Training
-from deocc.ops import KeyQueue, area_downsample, info_nce
+from deocc.ops import KeyQueue, area_downsample, composite, info_nce
 from deocc_canet.config import Config
 from deocc_canet.faces import OccludedFaces
 from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_loss
-from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, spread
+from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, soften, spread
 
 
 class SiameseInference(Task):
@@ -184,9 +184,10 @@ class JointTraining(Task):
         terms |= self._texture(outputs, image, engine)
         losses = self.config.joint.losses
         # What a user sees: visible pixels as they are.
-        composed = image + hole * (outputs[0].image.float() - image)
+        completed = (hole > 0).float()
+        composed = image + completed * (outputs[0].image.float() - image)
         if losses.edges:
-            terms["edges"] = losses.edges * edges_loss(composed - image, hole)
+            terms["edges"] = losses.edges * edges_loss(composed - image, completed)
         if losses.adversarial:
             self.discriminator.requires_grad_(False)
             with engine.autocast():
@@ -216,12 +217,13 @@ class JointTraining(Task):
         mean distance of (u, v)."""
         image, occluded, occlusion = (_to_float(batch[name], self._average_device) for name in _NAMES)
         touched = (occlusion > 0).float()
-        hole = (occlusion > self.config.threshold).float()
+        given = soften(occlusion, self.config)
         probability = torch.sigmoid(self.average.finder(occluded))
         found = settle(probability, self.config)
-        output = self.average.completer(occluded, hole)[0]
-        told = occluded + hole * (output.image.clamp(0, 1) - occluded)
-        blind = occluded + found * (self.average.completer(occluded, found)[0].image.clamp(0, 1) - occluded)
+        output = self.average.completer(occluded, given)[0]
+        told = composite(occluded, output.image.clamp(0, 1), (given > 0).float())
+        blind = self.average.completer(occluded, found)[0].image.clamp(0, 1)
+        blind = composite(occluded, blind, (found > 0).float())
         figures = {
             "hole_psnr": float(metrics.psnr(told, image, where=touched).mean()),
             "hole_psnr_found": float(metrics.psnr(blind, image, where=touched).mean()),
@@ -240,7 +242,7 @@ class JointTraining(Task):
             "original": image,
             "occluded": occluded,
             "found": found.expand(-1, 3, -1, -1),
-            "restored": occluded + found * (output.image.clamp(0, 1) - occluded),
+            "restored": composite(occluded, output.image.clamp(0, 1), (found > 0).float()),
         }
         if output.field is not None:
             rows |= {name: output.field[:, [i] * 3].clamp(0, 1) for i, name in enumerate("UV")}
@@ -316,12 +318,12 @@ class JointTraining(Task):
         return settings.learning_rate * share
 
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
-        """True occlusions for one half of the batch, found ones for the other; in two steps of four they are grown by a
-        pixel or two, since people draw them with room to spare."""
-        true = (occlusion > self.config.threshold).float()
-        odd = (torch.arange(len(true), device=true.device) % 2).view(-1, 1, 1, 1)
-        hole = torch.where(odd == 1, settle(torch.sigmoid(logits), self.config), true)
-        return spread(hole, max(0, index % 4 - 1))
+        """How far each pixel is hidden: by true occlusions in one half of the batch, by found ones in the other. In
+        every fourth step they are 0 or 1 and a pixel or two too large, as people draw them."""
+        odd = (torch.arange(len(occlusion), device=occlusion.device) % 2).view(-1, 1, 1, 1)
+        found = settle(torch.sigmoid(logits), self.config)
+        hole = torch.where(odd == 1, found, soften(occlusion, self.config))
+        return spread((hole > 0).float(), 1 + index // 4 % 2) if index % 4 == 3 else hole
 
     @torch.no_grad()
     def _update_average(self, index: int) -> None:
