@@ -140,8 +140,8 @@ class Config:
     Attributes:
         contrastive: whether the second stage starts from the first one's encoder.
         siamese, joint: the training stages.
-        threshold: occlusion, given or found, above which a pixel is completed as a whole. Below it, as in the faint
-            shadow that a mask casts on the skin, the pixel shows more of the face than anything that is drawn.
+        threshold: occlusion, given or found, above which a pixel is completed. Below it, as in a faint shadow that a
+            mask casts on the skin, the pixel shows more of the face than anything that is drawn.
         closing, margin: pixels by which gaps in a found occlusion are closed, and by which it is grown; see
             :func:`deocc_canet.network.settle`.
     """
@@ -151,6 +151,6 @@ class Config:
     contrastive: bool = True
     siamese: Siamese = field(default_factory=Siamese)
     joint: Joint = field(default_factory=Joint)
-    threshold: float = 0.1
-    closing: int = 3
+    threshold: float = 0.05
+    closing: int = 1
     margin: int = 0

@@ -247,10 +247,10 @@ def spread(occlusion: Tensor, radius: int) -> Tensor:
 def soften(occlusion: Tensor, config: Config) -> Tensor:
     """How far each pixel is hidden from the completer: (N, 1, H, W) in [0, 1] -> the same shape.
 
-    Not at all up to ``config.threshold``, wholly from an occlusion of a half on, where the occluder's colour prevails;
-    in between, as in a mask's shadow, it stays partly visible.
+    Not at all up to ``config.threshold``, wholly from an occlusion of a third on, since of a pixel that is found to be
+    occluded so far nothing is certain; in between, as in a mask's shadow, it stays partly visible.
     """
-    return (2 * occlusion).clamp(max=1) * (occlusion > config.threshold)
+    return (3 * occlusion).clamp(max=1) * (occlusion > config.threshold)
 
 
 def settle(probability: Tensor, config: Config) -> Tensor:
