@@ -10,6 +10,7 @@ from deocc_canet.faces import OccludedFaces, augment
 from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss
 from deocc_canet.network import Completer, Network, settle, soften, spread
 from deocc_canet.restorer import Restorer
+from deocc_canet.training import JointTraining
 
 import deocc
 from deocc import config, plugins
@@ -95,18 +96,33 @@ def test_the_completer_sees_less_of_a_pixel_the_more_it_is_occluded() -> None:
     assert torch.equal(soften(occlusion, Config(threshold=0.1)), expected)
 
 
-def test_small_gaps_close_and_the_outline_grows_by_the_margin() -> None:
-    probability = torch.full((1, 1, 40, 40), 0.1)
-    probability[..., 10:30, 10:30] = 0.25
-    probability[..., 18:22, 18:22] = 0.1
-    found = settle(probability, Config(threshold=0.2, closing=3, margin=2))
-    gap = torch.zeros_like(found, dtype=torch.bool)
-    gap[..., 16:24, 16:24] = True  # closed, and grown like the rest
-    assert (found[gap] == 1).all()
-    assert (found[..., 8:32, 8:32][~gap[..., 8:32, 8:32]] == 0.75).all()
-    assert (found > 0).sum() == 24 * 24
-    assert (settle(probability, Config(threshold=0.2, closing=0, margin=0)) > 0).sum() == 20 * 20 - 16
-    assert settle(probability, Config(threshold=0.4, closing=0, margin=0)).sum() == 0
+@pytest.mark.parametrize(("closing", "closed"), [(0, 0), (1, 2), (3, 6)])
+def test_gaps_of_up_to_twice_the_closing_are_closed(closing: int, closed: int) -> None:
+    for gap in (1, 2, 3, 6, 7):
+        probability = torch.full((1, 1, 40, 40), 0.1)
+        probability[..., 10:30, 10:30] = 0.25
+        probability[..., 16 : 16 + gap, 10:30] = 0.1
+        expected = torch.where(probability > 0.2, 0.75, 0.0)
+        if gap <= closed:
+            expected[..., 16 : 16 + gap, 10:30] = 1
+        assert torch.equal(settle(probability, Config(threshold=0.2, closing=closing)), expected), gap
+
+
+def test_training_hides_by_true_and_found_occlusions_and_now_and_then_as_people_draw() -> None:
+    task = JointTraining(config.recipe(plugins.get("canet"), "smoke"))
+    occlusion = torch.zeros(2, 1, 40, 40)
+    occlusion[..., 10:20, 10:20] = 0.25
+    logits = torch.full_like(occlusion, -20)
+    logits[..., 25:30, 25:30] = 20
+    for step in range(3):
+        hole = task._hole(occlusion, logits, step)
+        assert torch.equal(hole[0], soften(occlusion, task.config)[0])
+        assert torch.equal(hole[1], settle(torch.sigmoid(logits), task.config)[1])
+    for step, side in ((3, 12), (7, 14)):
+        drawn = task._hole(occlusion, logits, step)
+        assert drawn.unique().tolist() == [0, 1]
+        assert drawn[0].sum() == side**2
+        assert drawn[1].sum() == (side - 5) ** 2
 
 
 def test_examples_follow_from_index_and_seed() -> None:

@@ -142,8 +142,7 @@ class Config:
         siamese, joint: the training stages.
         threshold: occlusion, given or found, above which a pixel is completed. Below it, as in a faint shadow that a
             mask casts on the skin, the pixel shows more of the face than anything that is drawn.
-        closing, margin: pixels by which gaps in a found occlusion are closed, and by which it is grown; see
-            :func:`deocc_canet.network.settle`.
+        closing: gaps of up to twice as many pixels in a found occlusion are closed.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -153,4 +152,3 @@ class Config:
     joint: Joint = field(default_factory=Joint)
     threshold: float = 0.05
     closing: int = 1
-    margin: int = 0

@@ -256,12 +256,11 @@ def soften(occlusion: Tensor, config: Config) -> Tensor:
 def settle(probability: Tensor, config: Config) -> Tensor:
     """:func:`soften` of what the finder says: (N, 1, H, W) in [0, 1] -> the same shape.
 
-    Gaps of less than ``2 * closing`` pixels are closed (a logo printed on a mask looks like no mask), and the whole is
-    grown by ``margin`` pixels.
+    Gaps of up to ``2 * config.closing`` pixels are closed (a logo printed on a mask looks like no mask).
     """
     found = (probability > config.threshold).float()
     closed = -spread(-spread(found, config.closing), config.closing)
-    return spread(torch.maximum(soften(probability, config), closed - found), config.margin)
+    return torch.maximum(soften(probability, config), closed - found)
 
 
 class Discriminator(nn.Module):

@@ -18,8 +18,7 @@ class Restorer(method.Restorer):
 
     A pixel whose occlusion is above ``config.threshold`` is completed as a whole; the completer sees less of it the
     more it is occluded (:func:`deocc_canet.network.soften`). Below it, as in a faint shadow, it stays as it is.
-    ``Restored.occlusion`` says which are completed: 0 or 1. Gaps in a found occlusion are closed, and it is grown by
-    ``config.margin`` pixels.
+    ``Restored.occlusion`` says which are completed: 0 or 1. Small gaps in a found occlusion are closed.
 
     Extras, k being a selected decoder layer, whose maps have H / 2^(k-1) rows (rounded up) and so many columns:
 
