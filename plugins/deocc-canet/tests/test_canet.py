@@ -8,7 +8,7 @@ import torch
 from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
 from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss
-from deocc_canet.network import Completer, Network, settle, soften, spread
+from deocc_canet.network import Completer, Network, ResidualBlock, settle, soften, spread
 from deocc_canet.restorer import Restorer
 from deocc_canet.training import JointTraining
 
@@ -81,6 +81,34 @@ def test_a_faintly_covered_pixel_stays_as_it_is(restorer) -> None:
     assert torch.equal(restored.occlusion, (occlusion == 1).float())
     faint = (occlusion < 1).expand_as(image)
     assert torch.equal(restored.image[faint], image[faint])
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_large_batch_is_restored_a_few_at_a_time(monkeypatch, given: bool) -> None:
+    restorer = Restorer(config.recipe(plugins.get("canet"), "smoke"))
+    image, occlusion = torch.rand(5, 3, 32, 48), torch.zeros(5, 1, 32, 48)
+    occlusion[:, :, 8:20, 8:20] = 1
+    whole = restorer.restore(image, occlusion if given else None)
+    seen: list[int] = []
+    monkeypatch.setattr("deocc_canet.restorer._AT_ONCE", 2 * 32 * 48)
+    restorer.network.completer.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    parts = restorer.restore(image, occlusion if given else None)
+    assert seen == [2, 2, 1]
+    torch.testing.assert_close(parts.image, whole.image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.occlusion, whole.occlusion)
+    assert parts.extras.keys() == whole.extras.keys()
+    for name, extra in whole.extras.items():
+        torch.testing.assert_close(parts.extras[name], extra, rtol=0, atol=1e-5)
+
+
+def test_a_block_without_gradients_does_the_same_and_leaves_its_input() -> None:
+    block, x = ResidualBlock(8), torch.randn(2, 8, 6, 5)
+    torch.nn.init.normal_(block.second.weight)
+    before = x.clone()
+    with torch.no_grad():
+        result = block(x)
+    assert torch.equal(result, block(x))
+    assert torch.equal(x, before)
 
 
 def test_spread_grows_by_the_radius() -> None:
