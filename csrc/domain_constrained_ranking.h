@@ -18,7 +18,8 @@
 //
 // Results: the loss, and its derivative by features, (N, D), in the dtype that is computed in, or (0, D) if that is not
 // wanted. Nothing flows to centers.
-// domain_constrained_ranking_backward: gradient () of the loss times that, in the gradient's dtype.
+// domain_constrained_ranking_backward: gradient () of the loss times that, in the gradient's dtype. The features are not
+// looked at: they are an argument so that autograd notices when a second derivative is asked for.
 //
 // Half precision is computed in float and rounded once.
 #pragma once

@@ -736,7 +736,8 @@ std::tuple<Tensor, Tensor> domain_constrained_ranking(const Tensor& features, co
   return {loss, by_features};
 }
 
-Tensor domain_constrained_ranking_backward(const Tensor& gradient, const Tensor& by_features_) {
+Tensor domain_constrained_ranking_backward(const Tensor& gradient, const Tensor& by_features_,
+                                           const Tensor& /*features*/) {
   STD_TORCH_CHECK(gradient.numel() == 1,
                   "domain_constrained_ranking_backward: gradient must have one element, got ", gradient.numel());
   const Tensor by_features = torch::stable::contiguous(by_features_);

@@ -258,22 +258,23 @@ def _fake(
     return features.new_empty(()), features.new_empty(shape, dtype=wide)
 
 
-def _fake_backward(gradient: Tensor, by_features: Tensor) -> Tensor:
+def _fake_backward(gradient: Tensor, by_features: Tensor, features: Tensor) -> Tensor:
     return gradient.new_empty(by_features.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, by_features = output
     ctx.mark_non_differentiable(by_features)
-    # The derivative, and not the inputs: the centres may have been updated before it is asked for.
-    ctx.save_for_backward(by_features)
-    ctx.derivative = inputs[-1]
+    # The derivative, and not the centres, which may have been updated before it is asked for. The features are there
+    # only to be known as such when a second derivative is asked for.
+    ctx.save_for_backward(by_features, inputs[0] if inputs[-1] else None)
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.derivative:
+    by_features, features = ctx.saved_tensors
+    if features is None:
         raise RuntimeError("torch.ops.deocc.domain_constrained_ranking was called with derivative=False")
-    by_features = torch.ops.deocc.domain_constrained_ranking_backward(gradient, *ctx.saved_tensors)
+    by_features = torch.ops.deocc.domain_constrained_ranking_backward(gradient, by_features, features)
     return by_features, *[None] * 9
 
 
@@ -282,7 +283,10 @@ _OPERATOR.define(
     " float margin_single, float margin_cross, float cross, bool everywhere, bool derivative) -> (Tensor, Tensor)",
     _fake,
 )
-_OPERATOR.define("domain_constrained_ranking_backward(Tensor gradient, Tensor by_features) -> Tensor", _fake_backward)
+_OPERATOR.define(
+    "domain_constrained_ranking_backward(Tensor gradient, Tensor by_features, Tensor features) -> Tensor",
+    _fake_backward,
+)
 _OPERATOR.differentiate(_backward, _setup_context)
 _OPERATOR.refuse_derivative("domain_constrained_ranking_backward")
 _OPERATOR.implement_in_triton("domain_constrained_ranking", "domain_constrained_ranking_backward")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deocc.errors import InputError
 from deocc.ops._registry import Operator
 from deocc.ops.reference import dual_attention_fusion as reference
+from deocc.ops.reference import in_full
 
 _PROJECTION = Operator("gated_projection")
 _ATTENTION = Operator("channel_attention_projection")
@@ -199,6 +200,9 @@ class DualAttentionFusion(nn.Module):
     Where the paper is silent: all convolutions have biases, the attention's hidden layers are followed by ReLU, and the
     image is made smaller by averaging (:func:`area_downsample`), before the 1 x 1 convolution W_C: both are linear, so
     their order does not matter but for the time.
+
+    The operators read the weights of ``down``, ``up``, ``project`` and ``embed``; these layers are never called, so
+    hooks on them do not run. What replaces a weight by a property, as ``torch.nn.utils.parametrizations`` does, works.
 
     Args:
         channels: C of the features.
@@ -392,8 +396,11 @@ def _again(
     function: Any, gradient: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Derivatives that can be differentiated again, from the reference."""
+    # Views, since one input may have been computed from another: what flows between them is not ours.
+    inputs = [value.view_as(value) for value in inputs]
     leaves = [value for value, want in zip(inputs, wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(function(*inputs), leaves, gradient, create_graph=True))
+    with in_full(gradient):
+        found = iter(torch.autograd.grad(function(*inputs), leaves, gradient, create_graph=True))
     return tuple(next(found) if want else None for want in wanted)
 
 
@@ -429,16 +436,18 @@ def _attention_backward(ctx: Any, gradient: Tensor, *_: Tensor | None) -> Sequen
     features, down, down_bias, up, _, weight, _ = inputs
     products, sums = torch.ops.deocc.gated_projection_products(gradient, features)
     by_weight, by_bias = (products * gate[:, None]).sum(0), sums.sum(0)
-    hidden = torch.addmm(down_bias, average, down.T).relu()
-    by_up_sum = (products * weight).sum(1) * gate * (1 - gate)
-    by_down_sum = (by_up_sum @ up) * (hidden > 0)
+    with in_full(gradient):  # torch.compile differentiates inside the autocast that it found
+        hidden = torch.addmm(down_bias, average, down.T).relu()
+        by_up_sum = (products * weight).sum(1) * gate * (1 - gate)
+        by_down_sum = (by_up_sum @ up) * (hidden > 0)
+        by_mean = by_down_sum @ down
+        by_down, by_up = by_down_sum.T @ average, by_up_sum.T @ hidden
     by_features = None
     if ctx.needs_input_grad[0]:
-        shift = (by_down_sum @ down) / (features.shape[2] * features.shape[3])
+        shift = by_mean / (features.shape[2] * features.shape[3])
         by_features = torch.ops.deocc.gated_projection_features(
             gradient, weight * gate[:, None], shift, _is_channels_last(features)
         )
-    by_down, by_up = by_down_sum.T @ average, by_up_sum.T @ hidden
     return by_features, by_down, by_down_sum.sum(0), by_up, by_up_sum.sum(0), by_weight, by_bias
 
 
@@ -460,7 +469,7 @@ def _downsample_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None
 def _spread(gradient: Tensor, size: Sequence[int]) -> Tensor:
     """The adjoint of :func:`area_downsample`: what aten has for a GPU adds up in any order, so that bits change."""
     rows, columns = (_windows(to, of, gradient) for to, of in zip(gradient.shape[2:], size, strict=True))
-    with torch.autocast(gradient.device.type, enabled=False):
+    with in_full(gradient):
         return rows.T @ gradient @ columns
 
 

@@ -105,7 +105,7 @@ class KeyQueue(nn.Module):
         length: K, at least 1.
         dim: D, at least 1.
         dtype: float32, or bfloat16 for half the memory and a faster loss; also float64 and float16.
-        device: where the buffers are made.
+        device: where the buffers are made; by default PyTorch's default device.
         seed: of the first keys.
 
     Raises:
@@ -130,7 +130,9 @@ class KeyQueue(nn.Module):
                 raise InputError(f"KeyQueue: {name} must be an integer of at least 1, got {value!r}")
         if dtype not in _DTYPES:
             raise InputError(f"KeyQueue: dtype must be float32, float64, bfloat16 or float16, got {dtype}")
-        rows = torch.randn(length, dim, generator=torch.Generator().manual_seed(seed))
+        device = torch.get_default_device() if device is None else device
+        generator = torch.Generator("cpu").manual_seed(seed)
+        rows = torch.randn(length, dim, generator=generator, dtype=torch.float32, device="cpu")
         self.register_buffer("queue", nn.functional.normalize(rows, dim=1).to(device=device, dtype=dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=device))
 

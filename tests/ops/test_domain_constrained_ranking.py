@@ -226,7 +226,7 @@ def test_a_second_derivative_is_an_error_that_says_so() -> None:
     with use_backend(next(name for name in BACKENDS if name != "reference")) as device:
         features, labels, domains, centers = on(device, features, labels, domains, centers)
         loss = domain_constrained_ranking(features, labels, domains, centers)
-        (first,) = torch.autograd.grad(loss.square(), features, create_graph=True)
+        (first,) = torch.autograd.grad(loss, features, create_graph=True)
         with pytest.raises(NotImplementedError, match="domain_constrained_ranking has no second derivative"):
             first.sum().backward()
 
@@ -314,12 +314,15 @@ for name in ("smoke", "unknown", "unknown-all", "nothing-known", "one-image", "n
     got, gradient = kernel.domain_constrained_ranking(*given)
     torch.testing.assert_close(got, wanted.detach())
     torch.testing.assert_close(gradient, *torch.autograd.grad(wanted, features))
-    twice = kernel.domain_constrained_ranking_backward(gradient.new_tensor(2.0), gradient)
+    twice = kernel.domain_constrained_ranking_backward(gradient.new_tensor(2.0), gradient, gradient)
     torch.testing.assert_close(twice, 2 * gradient)
 features, labels, domains, centers, known = spec.case("smoke").draw(dtype=torch.bfloat16)
 options = 0.7, 0.5, 0.75, True, True
 got, gradient = kernel.domain_constrained_ranking(features, labels, domains != 0, centers, known, *options)
 assert got.dtype == torch.bfloat16 and gradient.dtype == torch.float32
+across = torch.randn(9, 12).T  # what is compiled expects contiguous results
+_, gradient = kernel.domain_constrained_ranking(across, labels, domains != 0, centers, known, *options)
+assert gradient.is_contiguous()
 features[5, 3] = torch.nan
 got, gradient = kernel.domain_constrained_ranking(features, labels, domains != 0, centers, known, *options[:4], False)
 assert gradient.shape == (0, 9)
@@ -354,7 +357,7 @@ def test_nothing_crashes_the_interpreter(drawn: list[tuple[tuple[int, ...], torc
         with contextlib.suppress(RuntimeError):
             torch.ops.deocc.domain_constrained_ranking(*tensors, 0.7, 0.5, 0.75, everywhere, True)
     with contextlib.suppress(RuntimeError):
-        torch.ops.deocc.domain_constrained_ranking_backward(tensors[1], tensors[0])
+        torch.ops.deocc.domain_constrained_ranking_backward(tensors[1], tensors[0], tensors[0])
 
 
 def test_export() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -217,6 +218,72 @@ def test_gradient_penalty(backend: str, name: str) -> None:
             penalty = torch.stack([value.square().sum() for value in first]).sum()
             penalties.append([value.cpu() for value in torch.autograd.grad(penalty, leaves)])
     torch.testing.assert_close(*penalties)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_where_one_input_is_made_of_another(backend: str) -> None:
+    """With create_graph=True too: what flows from one to the other counts once."""
+    with use_backend(backend) as device:
+        drawn = (torch.rand(shape, dtype=torch.double, device=device) for shape in ((2, 4, 3, 3), (3, 4)))
+        features, weight = (value.requires_grad_() for value in drawn)
+
+        def function(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return gated_projection(features, features.mean((2, 3)).sigmoid(), weight)
+
+        once, again = (
+            torch.autograd.grad(function(features, weight).sum(), (features, weight), create_graph=create)
+            for create in (False, True)
+        )
+        torch.testing.assert_close(once, again)
+        torch.autograd.gradgradcheck(function, (features, weight))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_module_that_is_applied_twice(backend: str) -> None:
+    with use_backend(backend) as device:
+        module = DualAttentionFusion(3, reduction=1, hidden=4).to(device, torch.double)
+        image = torch.rand(2, 3, 8, 8, dtype=torch.double, device=device)
+        once, again = (
+            torch.autograd.grad(
+                module(module(image, image), image).square().sum(), list(module.parameters()), create_graph=create
+            )
+            for create in (False, True)
+        )
+        torch.testing.assert_close(once, again)
+
+
+@pytest.mark.parametrize("trains", [True, False], ids=["features", "parameters"])
+def test_gradients_inside_autocast_are_computed_in_full(trains: bool) -> None:
+    """torch.compile traces the backward pass inside the autocast of the forward pass."""
+    torch.manual_seed(0)
+    module, features = DualAttentionFusion(8), torch.rand(2, 8, 6, 5, requires_grad=trains)
+    layers = (module.down, module.up, module.project)
+    leaves = [value for layer in layers for value in (layer.weight, layer.bias)]
+    wanted = torch.autograd.grad(
+        channel_attention_projection(features, *leaves).square().sum(), [*leaves, *[features] * trains]
+    )
+    compiled = torch.compile(lambda *inputs: channel_attention_projection(*inputs), backend="aot_eager")
+    for function in (channel_attention_projection, compiled):
+        for create in (False, True) if function is not compiled else (False,):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = function(features, *leaves).square().sum()
+                found = torch.autograd.grad(result, [*leaves, *[features] * trains], create_graph=create)
+            torch.testing.assert_close(found, wanted)
+
+
+def test_gradients_without_data() -> None:
+    module, image = DualAttentionFusion(4).to("meta"), torch.rand(1, 3, 8, 8, device="meta", requires_grad=True)
+    module(torch.rand(1, 4, 4, 4, device="meta", requires_grad=True), image).sum().backward()
+    assert image.grad is not None
+    assert image.grad.shape == image.shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blend_keeps_the_digits_of_what_hardly_shows(backend: str) -> None:
+    with use_backend(backend) as device:
+        logits, restored, known = torch.tensor([20.0, 0.0, 1e9], device=device).view(3, 1, 1, 1, 1)
+        found = attention_blend(logits, restored, known)
+        assert found.item() == pytest.approx(1e9 / (1 + math.exp(20)), rel=1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

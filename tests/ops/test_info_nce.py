@@ -543,3 +543,17 @@ def test_queues_that_cannot_be(arguments: tuple[object, ...], options: dict[str,
 def test_a_temperature_that_cannot_be() -> None:
     with pytest.raises(InputError, match="InfoNCE: temperature must be a positive, finite number, got -1"):
         InfoNCE(-1)
+
+
+def test_the_first_keys_depend_on_no_default() -> None:
+    wanted = KeyQueue(8, 4, seed=3).queue
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(KeyQueue(8, 4, seed=3).queue, wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.equal(KeyQueue(8, 4, seed=3, device="cpu").queue, wanted)
+        other = KeyQueue(8, 4)
+    assert other.queue.is_meta
+    assert other.pointer.is_meta

@@ -87,6 +87,8 @@ def area_downsample(image: Tensor, size: tuple[int, int]) -> Tensor:
 def attention_blend(logits: Tensor, restored: Tensor, known: Tensor) -> Tensor:
     """Equation 8, with the sigmoid of equation 7: ``alpha * restored + (1 - alpha) * known``, alpha = sigmoid(logits).
 
+    1 - alpha is sigmoid(-logits): a difference would lose its digits where alpha is close to 1.
+
     Args:
         logits, restored, known: (N, C, H, W); alpha has as many channels as the image.
 
@@ -94,8 +96,8 @@ def attention_blend(logits: Tensor, restored: Tensor, known: Tensor) -> Tensor:
         (N, C, H, W).
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    alpha = logits.to(wide).sigmoid()
-    return (alpha * restored.to(wide) + (1 - alpha) * known.to(wide)).to(logits.dtype)
+    alpha, rest = logits.to(wide).sigmoid(), (-logits.to(wide)).sigmoid()
+    return (alpha * restored.to(wide) + rest * known.to(wide)).to(logits.dtype)
 
 
 def attention_blend_backward(
@@ -107,6 +109,6 @@ def attention_blend_backward(
     """
     dtype, wide = logits.dtype, torch.promote_types(logits.dtype, torch.float32)
     gradient, restored, known = gradient.to(wide), restored.to(wide), known.to(wide)
-    alpha = logits.to(wide).sigmoid()
-    by_logits = gradient * (restored - known) * alpha * (1 - alpha)
-    return by_logits.to(dtype), (alpha * gradient).to(dtype), ((1 - alpha) * gradient).to(dtype)
+    alpha, rest = logits.to(wide).sigmoid(), (-logits.to(wide)).sigmoid()
+    by_logits = gradient * (restored - known) * alpha * rest
+    return by_logits.to(dtype), (alpha * gradient).to(dtype), (rest * gradient).to(dtype)

@@ -194,9 +194,9 @@ def domain_constrained_ranking(
     from_image = torch.where(image == every[:, None], far, 0)
     by_features += to_partner.sum(dim=1, keepdim=True) * rows - to_partner @ rows
     by_features -= from_image.sum(dim=1, keepdim=True) * rows - from_image @ own
-    return loss, by_features.to(wide)
+    return loss, by_features.to(wide).contiguous()
 
 
-def domain_constrained_ranking_backward(gradient: Tensor, by_features: Tensor) -> Tensor:
+def domain_constrained_ranking_backward(gradient: Tensor, by_features: Tensor, features: Tensor) -> Tensor:
     """gradient () of the loss times the derivative."""
     return (by_features * gradient.to(by_features.dtype)).to(gradient.dtype).contiguous()

@@ -74,6 +74,7 @@ SPECS = (
             "domain_constrained_ranking_backward": lambda x: (
                 x[0].new_ones(()),
                 x[0].to(torch.promote_types(x[0].dtype, torch.float32)),
+                x[0],
             ),
         },
         cases=(
