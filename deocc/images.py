@@ -13,6 +13,7 @@ import struct
 import tempfile
 import threading
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ MAX_PIXELS = 100_000_000
 """The largest image that :func:`read_image` decodes unless told otherwise: 100 megapixels."""
 
 _MAX_BYTES = 1 << 30
+_AFTER_IHDR = 33  # the signature of a PNG and its first chunk, which is always as long
 # Suffix -> OpenCV's options, longest side that the format can hold (for PNG, that OpenCV reads again).
 _WRITERS: dict[str, tuple[list[int], int]] = {
     ".png": ([], 1_000_000),
@@ -46,19 +48,21 @@ _WRITERS: dict[str, tuple[list[int], int]] = {
 }
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Array:
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, background: int = 255) -> Array:
     """Read an image file as uint8 RGB, upright.
 
     JPEG (grey, RGB, CMYK), PNG, WebP, BMP, TIFF, PGM and PPM are told apart by their content, not by their name. What
     is not plain 8-bit RGB is turned into it: grey is repeated over the three channels, 16 bits are scaled to 8, what
     is transparent is composited onto white, and the rotation noted by the camera (EXIF) is applied. An embedded colour
-    profile is ignored. The first frame of an animation and the first page of a TIFF count.
+    profile is not applied (:func:`read_profile` returns it). The first frame of an animation and the first page of a
+    TIFF count.
 
     A damaged JPEG, a truncated one say, is read as far as it goes, and a ``UserWarning`` says so.
 
     Args:
         path: the file.
         max_pixels: refuse an image whose header announces more, before anything is decoded.
+        background: the grey, 0 to 255, onto which what is transparent is composited.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -87,10 +91,35 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         if (pixels == pixels[0, 0]).all():
             raise InputError(f"{path} is a JPEG of which nothing could be read ({complaint})")
         warnings.warn(f"{path} is damaged and was read as far as it goes ({complaint})", UserWarning, stacklevel=2)
-    return np.ascontiguousarray(_turn(_to_rgb(pixels), header.orientation))
+    return np.ascontiguousarray(_turn(_to_rgb(pixels, background), header.orientation))
 
 
-def write_image(path: str | os.PathLike[str], image: Array, *, overwrite: bool = False) -> None:
+def read_profile(path: str | os.PathLike[str]) -> bytes | None:
+    """The ICC colour profile of RGB pixels that a JPEG, PNG or WebP file has embedded; None where there is none.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    data = _read_bytes(Path(path))
+    try:
+        if data.startswith(b"\xff\xd8"):
+            profile = _jpeg_profile(data)
+        elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+            # A name, which ends with 0; the number of the compression method, of which there is one; the profile.
+            found = next((content for name, content in _png_chunks(data) if name == b"iCCP"), b"")
+            profile = zlib.decompress(found[found.index(0) + 2 :]) if found else b""
+        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            profile = next((content for name, content in _webp_chunks(data) if name == b"ICCP"), b"")
+        else:
+            profile = b""
+    except (struct.error, IndexError, ValueError, zlib.error):
+        return None  # damaged; the pixels can be good all the same
+    return profile if profile[16:20] == b"RGB " else None  # of CMYK and grey it does not fit what read_image returns
+
+
+def write_image(
+    path: str | os.PathLike[str], image: Array, *, overwrite: bool = False, profile: bytes | None = None
+) -> None:
     """Write an image file; the suffix names the format: .png, .jpg or .jpeg (quality 95), .webp (quality 95).
 
     The file appears whole or not at all.
@@ -99,14 +128,18 @@ def write_image(path: str | os.PathLike[str], image: Array, *, overwrite: bool =
         path: the file; its folder must exist.
         image: (H, W, 3) RGB or (H, W) grey, uint8.
         overwrite: replace a file that is there already.
+        profile: an ICC colour profile of RGB to embed, as :func:`read_profile` returns it; in a .png alone.
 
     Raises:
-        UsageError: an unknown suffix, or a file is there already and ``overwrite`` is False.
+        UsageError: an unknown suffix, or one that takes no profile, or a file is there already and ``overwrite`` is
+            False.
         InputError: not such an array, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITERS:
         raise UsageError(f"cannot write {path}: its suffix must be one of {', '.join(_WRITERS)}, got {path.suffix!r}")
+    if profile is not None and path.suffix.lower() != ".png":
+        raise UsageError(f"cannot write {path} with a colour profile, which deocc embeds in .png alone")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or image.size == 0:
         raise InputError(f"an image to be written must be a uint8 array (H, W, 3) or (H, W), got {_describe(image)}")
     if image.ndim == 3 and image.shape[2] != 3:
@@ -118,8 +151,13 @@ def write_image(path: str | os.PathLike[str], image: Array, *, overwrite: bool =
         size = f"{image.shape[1]}x{image.shape[0]}"
         raise InputError(f"{path} cannot hold {size} pixels: {path.suffix} ends at {longest} a side")
     _, buffer = cv2.imencode(path.suffix.lower(), image if image.ndim == 2 else image[..., ::-1], options)
+    data = buffer.tobytes()
+    if profile is not None:
+        chunk = b"iCCP" + b"ICC profile\0\0" + zlib.compress(profile)
+        chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        data = data[:_AFTER_IHDR] + chunk + data[_AFTER_IHDR:]
     with atomic_write(path) as file:
-        file.write(buffer.tobytes())
+        file.write(data)
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -310,14 +348,37 @@ def _jpeg_ends(data: bytes) -> bool:
     return False
 
 
-def _png_orientation(data: bytes) -> int:
+def _jpeg_profile(data: bytes) -> bytes:
+    """The ICC profile, which may be spread over several segments that are numbered; empty where there is none."""
+    parts, at = {}, 2
+    while (length := struct.unpack(">H", data[at + 2 : at + 4])[0]) >= 2 and data[at + 1] != 0xDA:
+        if data[at : at + 2] == b"\xff\xe2" and data[at + 4 : at + 16] == b"ICC_PROFILE\0":
+            parts[data[at + 16]] = data[at + 18 : at + 2 + length]
+        at += 2 + length
+        while data[at] == 0xFF and data[at + 1] == 0xFF:  # fill bytes
+            at += 1
+    return b"".join(parts[number] for number in sorted(parts))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     at = 8
     while at + 8 <= len(data):
         length = struct.unpack(">I", data[at : at + 4])[0]
-        if data[at + 4 : at + 8] == b"eXIf":
-            return _read_tags(data[at + 8 : at + 8 + length]).get(0x0112, 1)
+        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
         at += 12 + length
-    return 1
+
+
+def _png_orientation(data: bytes) -> int:
+    exif = next((content for name, content in _png_chunks(data) if name == b"eXIf"), b"")
+    return _read_tags(exif).get(0x0112, 1)
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 12
+    while at + 8 <= len(data):
+        length = struct.unpack("<I", data[at + 4 : at + 8])[0]
+        yield data[at : at + 4], data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
 
 
 def _parse_webp(data: bytes) -> _Header:
@@ -331,13 +392,8 @@ def _parse_webp(data: bytes) -> _Header:
     if kind != b"VP8X":
         return _Header("WebP", 0, 0)
     width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-    orientation, at = 1, 12
-    while at + 8 <= len(data):
-        length = struct.unpack("<I", data[at + 4 : at + 8])[0]
-        if data[at : at + 4] == b"EXIF":
-            orientation = _read_tags(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")).get(0x0112, 1)
-        at += 8 + length + length % 2
-    return _Header("WebP", width, height, orientation)
+    exif = next((content for name, content in _webp_chunks(data) if name == b"EXIF"), b"")
+    return _Header("WebP", width, height, _read_tags(exif.removeprefix(b"Exif\0\0")).get(0x0112, 1))
 
 
 def _read_tags(tiff: bytes) -> dict[int, int]:
@@ -410,12 +466,12 @@ def _captured_stderr() -> Iterator[list[str]]:
                         os.write(2, f"{line}\n".encode())
 
 
-def _to_rgb(pixels: npt.NDArray[Any]) -> Array:
+def _to_rgb(pixels: npt.NDArray[Any], background: int) -> Array:
     if pixels.dtype == np.uint16:  # 65535 / 255 = 257: the nearest of 256 levels
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.uint16)
-        pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        pixels = ((pixels[..., :3] * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8)
     code = cv2.COLOR_BGR2RGB if pixels.ndim == 3 and pixels.shape[2] == 3 else cv2.COLOR_GRAY2RGB
     return cv2.cvtColor(pixels, code).astype(np.uint8, copy=False)
 

@@ -65,6 +65,8 @@ def find(paths: Sequence[Path], out: Path, *, below: str = "") -> tuple[list[Ite
     """
     if not paths:
         raise UsageError("give at least one photo, folder or pattern, got none")
+    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+        raise UsageError(f"the results need a folder, got {out}, which is the name of an image")
     items: dict[Path, Item] = {}
     taken: dict[Path, Path] = {}
     failures = []
@@ -209,7 +211,7 @@ def unmask(
     """
     import deocc
     from deocc.faces import Detector
-    from deocc.images import write_image
+    from deocc.images import read_profile, write_image
     from deocc.plugins import get, load, packaged_weights
     from deocc.unmasking import unmask as unmask_photo
 
@@ -230,7 +232,7 @@ def unmask(
         def write(target: Path) -> str:
             if extras:
                 _write_faces(target.with_suffix(".faces"), result.faces, overwrite=overwrite)
-            write_image(target, result.photo, overwrite=True)
+            write_image(target, result.photo, overwrite=True, profile=read_profile(item.photo))
             if pages is not None:
                 pages.add(item, target, result)
             return f"{len(result.faces)} face{'s' if len(result.faces) != 1 else ''}"
@@ -289,7 +291,7 @@ def occlude(
     import numpy as np
 
     from deocc.faces import Detector
-    from deocc.images import read_image, write_image
+    from deocc.images import read_image, read_profile, write_image
     from deocc.occlude import fingerprint
     from deocc.occlude import occlude as occlude_face
 
@@ -333,7 +335,7 @@ def occlude(
             write_image(mask, hidden, overwrite=True)
             with atomic_write(parameters) as file:
                 file.write(text.encode())
-            write_image(target, picture, overwrite=True)
+            write_image(target, picture, overwrite=True, profile=read_profile(item.photo))
             return ", ".join(
                 f"not occluded: {note['skipped']}" if "skipped" in note else note["parameters"]["kind"]
                 for note in notes

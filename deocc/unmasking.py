@@ -84,8 +84,8 @@ def unmask(
     Args:
         photo: an image file, or (H, W, 3) uint8 RGB.
         method: an installed method with a restorer, as listed by ``deocc methods``.
-        occlusion: what is occluded, in the photo's own pixels: an image file, or (H, W) uint8; above 127 = occluded.
-            None has the restorer find it, if it can.
+        occlusion: what is occluded, in the photo's own pixels: an image file, or (H, W) uint8; above 127 = occluded,
+            and what is transparent is not. None has the restorer find it, if it can.
         weights: a safetensors file for the method; by default the one packaged with it.
         device: where the restorer computes, such as ``"cpu"`` or ``"cuda:0"``.
         faces: ``"all"``, or the ``"largest"`` alone.
@@ -145,7 +145,7 @@ def read_occlusion(occlusion: str | Path | NDArray[np.uint8], photo: NDArray[np.
     elif not isinstance(occlusion, str | Path):
         raise InputError(f"the occlusion must be a path or a uint8 array (H, W), got {type(occlusion).__name__}")
     else:
-        name, grey = str(occlusion), read_image(occlusion).max(axis=2)
+        name, grey = str(occlusion), read_image(occlusion, background=0).max(axis=2)
     if grey.shape != photo.shape[:2]:
         raise InputError(
             f"{name} must be as large as the photo, {photo.shape[1]}x{photo.shape[0]}, got "
@@ -177,6 +177,10 @@ def _restore(
     with torch.inference_mode():
         restored = restorer(to_tensor(before), given)
     after = to_uint8(restored.image)
+    for image, old, where in zip(after, before, restored.occlusion[:, 0].cpu().numpy(), strict=True):
+        visible = old[where == 0]
+        if visible.size and (visible == visible[:, :1]).all():  # a black-and-white photo
+            image[:] = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
     occlusion = (restored.occlusion.cpu().float()[:, 0] * 255).round().to(torch.uint8).numpy()
     extras = {name: values.cpu().float().numpy() for name, values in restored.extras.items()}
     return [

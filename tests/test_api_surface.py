@@ -25,7 +25,9 @@ SURFACE = {
         "face_model paste_back"
     ),
     "deocc.files": "atomic_write locked make_folder sha256",
-    "deocc.images": "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image to_tensor to_uint8 write_image",
+    "deocc.images": (
+        "IMAGE_SUFFIXES MAX_PIXELS check_image find_images read_image read_profile to_tensor to_uint8 write_image"
+    ),
     "deocc.info": "main text",
     "deocc.judge": "Report TASKS judge quality read retrieval verification write",
     "deocc.losses": "LPIPS StyleLoss",

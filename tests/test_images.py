@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deocc.errors import DeoccError, InputError, UsageError
-from deocc.images import find_images, read_image, to_tensor, to_uint8, write_image
+from deocc.images import find_images, read_image, read_profile, to_tensor, to_uint8, write_image
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:
@@ -151,6 +151,9 @@ def test_what_is_transparent_lies_on_white(save: Save) -> None:
     rgba[0, :, 3] = [255, 51, 0]
     np.testing.assert_array_equal(
         read_image(save("a.png", encode(".png", rgba)))[0], [[200, 0, 0], [244, 204, 204], [255, 255, 255]]
+    )
+    np.testing.assert_array_equal(
+        read_image(save("a.png", encode(".png", rgba)), background=0)[0], [[200, 0, 0], [40, 0, 0], [0, 0, 0]]
     )
 
 
@@ -412,6 +415,7 @@ def test_no_bytes_crash_the_reader(
     path.write_bytes(bytes(data) + tail)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        read_profile(path) if path.stat().st_size else None
         try:
             read = read_image(path, max_pixels=1_000_000)
         except InputError:
@@ -427,6 +431,51 @@ def test_written_png_reads_back(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / name), picture())
     write_image(tmp_path / "grey.png", picture()[..., 0])
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png")[..., 2], picture()[..., 0])
+
+
+PROFILE = bytes(16) + b"RGB " + bytes(range(256)) * 400
+
+
+def with_profile(data: bytes, profile: bytes) -> bytes:
+    """The same JPEG, PNG or lossless WebP with a colour profile."""
+    if data.startswith(b"\xff\xd8"):
+        parts = [profile[at : at + 65_000] for at in range(0, len(profile), 65_000)]
+        marks = [b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part for number, part in enumerate(parts, 1)]
+        # Their numbers count, not their order.
+        segments = [b"\xff\xe2" + struct.pack(">H", len(mark) + 2) + mark for mark in reversed(marks)]
+        return data[:2] + b"".join(segments) + data[2:]
+    if data.startswith(b"\x89PNG"):
+        return data[:33] + chunk(b"iCCP", b"name\0\0" + zlib.compress(profile)) + data[33:]
+    bits = struct.unpack("<I", data[21:25])[0]
+    size = (bits & 0x3FFF).to_bytes(3, "little") + (bits >> 14 & 0x3FFF).to_bytes(3, "little")
+    extended = b"VP8X" + struct.pack("<I4B", 10, 0x20, 0, 0, 0) + size
+    body = b"WEBP" + extended + b"ICCP" + struct.pack("<I", len(profile)) + profile + data[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_colour_profile_is_kept(save: Save, tmp_path: Path, suffix: str) -> None:
+    options = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else []
+    plain = encode(suffix, picture(), *options)
+    path = save(f"a{suffix}", with_profile(plain, PROFILE))
+    assert read_profile(path) == PROFILE
+    np.testing.assert_array_equal(read_image(path), read_image(save(f"plain{suffix}", plain)))
+    assert read_profile(tmp_path / f"plain{suffix}") is None
+    write_image(tmp_path / "out.png", picture(), profile=read_profile(path))
+    assert read_profile(tmp_path / "out.png") == PROFILE
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png"), picture())
+
+
+def test_a_profile_that_does_not_fit_or_is_damaged_is_none(save: Save, tmp_path: Path) -> None:
+    jpeg, png = encode(".jpg", picture()), encode(".png", picture())
+    assert read_profile(save("cmyk.jpg", with_profile(jpeg, bytes(16) + b"CMYK"))) is None
+    assert read_profile(save("cut.jpg", with_profile(jpeg, PROFILE)[:5000])) is None
+    assert read_profile(save("bad.png", png[:33] + chunk(b"iCCP", b"name\0\0none") + png[33:])) is None
+    assert read_profile(save("bad.bmp", encode(".bmp", picture()))) is None
+    with pytest.raises(InputError, match="no file"):
+        read_profile(tmp_path / "missing.png")
+    with pytest.raises(UsageError, match=r"colour profile, which deocc embeds in \.png alone"):
+        write_image(tmp_path / "a.jpg", picture(), profile=PROFILE)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jpeg", "a.webp"])

@@ -191,6 +191,21 @@ def test_results_do_not_go_among_the_photos(unmask: Job, occlude: Job, photo: Pa
     assert not list(images.parent.glob("deocc-*"))
 
 
+def test_the_results_need_no_name_of_an_image(unmask: Job, occlude: Job, photo: Path, tmp_path: Path) -> None:
+    for job in (unmask, occlude):
+        with pytest.raises(UsageError, match=r"need a folder, got .*out\.jpg, which is the name of an image"):
+            job(photo, tmp_path / "out.jpg")
+    assert not (tmp_path / "out.jpg").exists()
+
+
+def test_the_photos_colour_profile_is_kept(unmask: Job, occlude: Job, photo: Path, tmp_path: Path) -> None:
+    profile = bytes(16) + b"RGB " + bytes(200)
+    write_image(photo.parent / "b.png", read_image(photo), profile=profile)
+    for job, result in ((unmask, "b.png"), (occlude, "images/b.png")):
+        job(photo.parent / "b.png", tmp_path / "out")
+        assert deocc.images.read_profile(tmp_path / "out" / result) == profile
+
+
 def test_a_face_that_cannot_be_occluded_stays_as_it_is(
     occlude: Job, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

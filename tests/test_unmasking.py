@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from deocc.errors import InputError, UsageError
 from deocc.faces import Detector
 from deocc.images import read_image, write_image
 from deocc.method import Restored, Restorer
-from deocc.unmasking import unmask
+from deocc.unmasking import read_occlusion, unmask
 
 PORTRAIT = Path(str(files("deocc").joinpath("portraits", "eileen-collins.jpg")))
 
@@ -135,6 +136,24 @@ def test_several_faces(photo, detector):
     assert every.faces[0].box[2] > every.faces[1].box[2]
     assert (every.photo[:256, 512:] != pair[:256, 512:]).any()
     assert (largest.photo[:256, 512:] == pair[:256, 512:]).all()
+
+
+def test_a_black_and_white_photo_stays_one(photo, detector):
+    grey = np.repeat(photo.mean(axis=2, keepdims=True).round().astype(np.uint8), 3, axis=2)
+    masked = grey.copy()
+    masked[125:170, 190:260] = (90, 160, 220)  # whatever colour the mask has
+    hidden = np.zeros(photo.shape[:2], np.uint8)
+    hidden[125:170, 190:260] = 255
+    result = unmask(masked, occlusion=hidden, restorer=Told(None), detector=detector)
+    (face,) = result.faces
+    assert (face.after == face.after[..., :1]).all()
+    assert (result.photo[130:165, 195:255] == 76).all()  # red, as bright as it is
+
+
+def test_what_is_transparent_in_an_occlusion_is_not_occluded(photo, hidden, detector, tmp_path):
+    strokes = np.dstack([np.full_like(photo, 255), hidden])
+    cv2.imwrite(str(tmp_path / "strokes.png"), strokes)
+    assert (read_occlusion(tmp_path / "strokes.png", photo) == hidden).all()
 
 
 def test_no_face(detector):

@@ -64,9 +64,14 @@ def people_digests(title: str, identities: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def training_people(faces: PackedFaces) -> list[People]:
-    """The people in packed faces, by data set; those of an entry without images here (held out, say) are left out."""
-    present = {faces._identity_keys[number] for number in set(faces.identities.tolist()) if number >= 0}
+def training_people(faces: PackedFaces) -> list[People] | None:
+    """The people in packed faces, by data set; those of an entry without images here (held out, say) are left out.
+
+    None where a face is nobody's, as in a pack of kind ``folder``: who was trained on is not known then.
+    """
+    if (faces.identities < 0).any():
+        return None
+    present = {faces._identity_keys[number] for number in set(faces.identities.tolist())}
     found = []
     for path in faces.paths:
         title = read_index(path)["source"]

@@ -162,6 +162,11 @@ class _Run:
         stream = BatchStream(len(self.dataset), training.batch, training.seed, first, stop, rank=rank, world=world)
         batches = iter(loader(self.dataset, stream, workers=training.workers, device=engine.device))
         pending: list[Mapping[str, Tensor | float]] = []
+        if first == training.steps and not self._exported():  # training.steps was lowered to where the run stood
+            if self.held_out is not None:
+                self._evaluate(bar)
+            self._export("last")
+            engine.barrier()
         started = since = time.monotonic()
         while self.step < stop:
             batch = engine.to_device(next(batches))
@@ -217,7 +222,12 @@ class _Run:
             # What an earlier version did not write down is not asked for.
             difference = _difference({**self.identity, **state["identity"]}, self.identity)
             if difference:
-                raise UsageError(f"{self.out} holds another training run, which cannot be resumed: {difference}")
+                finished = state["step"] >= self.training.steps
+                hint = " (it is finished: --stages with the names of the later ones leaves it as it is)"
+                raise UsageError(
+                    f"{self.out} holds another training run, which cannot be resumed: {difference}"
+                    f"{hint if finished else ''}"
+                )
             if state["step"] > self.training.steps:
                 raise UsageError(f"{self.out} is at step {state['step']}, beyond training.steps {self.training.steps}")
             if state["steps"] != self.training.steps:
@@ -313,6 +323,11 @@ class _Run:
             if score is not None and (self.best is None or sign * score > sign * self.best):
                 self.best = score
                 self._export("best")
+
+    def _exported(self) -> bool:
+        """Whether ``last`` holds the parts as they are at this step."""
+        paths = sorted((self.out / "last").glob("*.safetensors"))
+        return bool(paths) and all(weights.read_card(path).get("steps") == self.step for path in paths)
 
     def _export(self, folder: str) -> None:
         if not self.engine.is_global_zero:

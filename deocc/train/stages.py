@@ -84,6 +84,7 @@ def train(
             raise UsageError("give faces to evaluate on or a share to hold out, got both")
         train_faces, eval_faces = _hold_out(train_faces, hold_out)
         title = f"{title}, {len(eval_faces)} of them held out"
+    trained = [training_people(faces) for faces in (train_faces, eval_faces) if faces]
     changed = "".join(f" {key}={value}" for key, value in sorted(changes.items()))
     return run(
         found,
@@ -102,9 +103,7 @@ def train(
             # Of a path only the name: a card says nothing about the machine.
             "recipe": f"{Path(recipe).name if recipe else 'defaults'}{changed}",
             # Those evaluated on too: the best weights were chosen by them.
-            "people": [
-                people.to_card() for faces in (train_faces, eval_faces) if faces for people in training_people(faces)
-            ],
+            "people": None if None in trained else [one.to_card() for people in trained if people for one in people],
         },
     )
 
@@ -241,6 +240,11 @@ def _hold_out(faces: PackedFaces, share: float) -> tuple[PackedFaces, PackedFace
     """Everybody but a share of the identities, evenly spaced from the first one on, and those."""
     if not 0 < share <= 0.5:
         raise UsageError(f"the share of the identities to hold out must be above 0 and at most 0.5, got {share:g}")
+    if (np.asarray(faces.identities) < 0).any():
+        raise UsageError(
+            f"a share of the people can only be held out where every face is somebody's, and {faces.title} does not "
+            "say whose its faces are; pack a folder for each person with --kind identities, or give --eval-data"
+        )
     place = np.asarray(faces.identities) * share + 1e-9  # a multiple may come out just below a whole number
     held = np.floor(place) > np.floor(place - share)
     if held.all() or not held.any():

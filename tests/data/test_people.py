@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deocc.data import IdentityFolder, PackedFaces, concatenate, pack
+from deocc.data import IdentityFolder, ImageFolder, PackedFaces, concatenate, pack
 from deocc.data.people import People, family, is_name, merged, people_digests, read_people, training_people
 from deocc.errors import WeightsError
 from deocc.faces import Crop
@@ -41,13 +41,18 @@ def test_the_people_of_packs(make: Any, write_landmarks: Any, tmp_path: Path) ->
         pack(IdentityFolder(tmp_path / title), tmp_path / f"{title}.pack", crop=Crop(32, 0.75))
         packs.append(PackedFaces(tmp_path / f"{title}.pack"))
     both = training_people(concatenate(packs))
+    assert both is not None
     assert [(some.data, some.named, len(some.digests)) for some in both] == [("one", 2, 2), ("two", 1, 2)]
     assert len(set(both[0].digests) & set(both[1].digests)) == 1
     left = concatenate(packs).subset(np.array([0, 4, 5]))
-    assert [len(some.digests) for some in training_people(left)] == [1, 1]
+    assert [len(some.digests) for some in training_people(left) or ()] == [1, 1]
     card = {"people": [some.to_card() for some in both]}
     assert read_people(card, "card") == both
     assert read_people({}, "card") is None
+    pack(ImageFolder(tmp_path / "one"), tmp_path / "nobody.pack", crop=Crop(32, 0.75))
+    nobody = PackedFaces(tmp_path / "nobody.pack")
+    assert training_people(nobody) is None
+    assert training_people(concatenate([*packs, nobody])) is None
 
 
 @pytest.mark.parametrize("said", [[{}], 3, [{"data": "x", "named": 0, "count": 3, "digests": "0" * 20}]])

@@ -209,6 +209,19 @@ def test_a_run_can_be_lengthened(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_can_be_ended_where_it_stands(tmp_path: Path) -> None:
+    train(tmp_path / "whole", settings(steps=7))
+    train(tmp_path / "run", stop_after=7)
+    assert weights.read_card(tmp_path / "run/last/restorer.safetensors")["steps"] < 7
+    with pytest.warns(RuntimeWarning, match=r"training\.steps was 12 and is 7 now"):
+        train(tmp_path / "run", settings(steps=7))
+    card = weights.read_card(tmp_path / "run/last/restorer.safetensors")
+    assert card["steps"] == 7
+    assert card["scores"] == weights.read_card(tmp_path / "whole/last/restorer.safetensors")["scores"]
+    with pytest.raises(UsageError, match=r"config\.width is 4 .* 5 here \(it is finished: --stages"):
+        train(tmp_path / "run", TinyConfig(width=5, training=settings(steps=7).training))
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     train(tmp_path)
     before = (tmp_path / "log.jsonl").read_bytes()

@@ -206,8 +206,7 @@ def test_train_from_names_and_paths(tmp_path: Path, packed: Path, monkeypatch: p
     assert card["config"]["width"] == 3
     assert card["recipe"] == "short.toml training.steps=4"
     assert "12 faces" in card["data"]
-    people = read_people(card, "card")
-    assert people == [*training_people(PackedFaces(packed))] * 2  # those evaluated on count too
+    assert card["people"] is None  # whose faces these are is not known
     state = json.loads((tmp_path / "run/second/log.jsonl").read_text().splitlines()[-1])
     assert state["step"] == 4
     again = train(
@@ -264,16 +263,37 @@ def test_train_says_what_is_missing(tmp_path: Path, packed: Path, monkeypatch: p
     assert not (tmp_path / "run").exists()
 
 
-def test_identities_are_held_out_whole(tmp_path: Path) -> None:
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Two packed faces of each of eight people."""
     for person in range(8):
         for number in range(2):
             (tmp_path / f"people/{person}").mkdir(parents=True, exist_ok=True)
             write_image(tmp_path / f"people/{person}/{number}.png", np.full((112, 112, 3), 10 * person, np.uint8))
     pack(IdentityFolder(tmp_path / "people"), tmp_path / "packed", detector=Centre())  # type: ignore[arg-type]
-    rest, held = _hold_out(PackedFaces(tmp_path / "packed"), 0.25)
+    return tmp_path / "packed"
+
+
+def test_identities_are_held_out_whole(people: Path) -> None:
+    faces = PackedFaces(people)
+    rest, held = _hold_out(faces, 0.25)
     assert sorted(set(held.identities)) == [0, 4]
     assert (len(rest), len(held)) == (12, 4)
     assert not set(rest.identities) & set(held.identities)
+    with pytest.raises(UsageError, match="too few identities"):
+        _hold_out(faces.subset(faces.identities == 0), 0.25)
+
+
+def test_the_card_says_who_was_trained_and_evaluated_on(
+    tmp_path: Path, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "get", {"tiny": METHOD}.__getitem__)
+    options: dict[str, Any] = {"data": [people], "overrides": {"training.steps": 1}, "progress": False}
+    paths = train("tiny", out=tmp_path / "run", hold_out=0.25, **options)
+    faces = PackedFaces(people)
+    wanted = [one for part in _hold_out(faces, 0.25) for one in training_people(part) or ()]
+    assert read_people(weights.read_card(paths["restorer"]), "card") == wanted
+    assert sum(len(one.digests) for one in wanted) == 8
 
 
 @pytest.mark.parametrize(("share", "number"), [(0.02, 20), (0.1, 100), (0.35, 350), (0.4, 400), (0.5, 500)])
@@ -294,5 +314,5 @@ def test_a_share_that_makes_no_sense(tmp_path: Path, packed: Path, share: float,
         train("tiny", data=[packed], out=tmp_path / "run", hold_out=share)
     with pytest.raises(UsageError, match="got both"):
         train("tiny", data=[packed], eval_data=[packed], out=tmp_path / "run", hold_out=0.1)
-    with pytest.raises(UsageError, match="too few identities"):
+    with pytest.raises(UsageError, match=r"photos does not say whose its faces are; .* --kind identities"):
         train("tiny", data=[packed], out=tmp_path / "run", hold_out=0.1)

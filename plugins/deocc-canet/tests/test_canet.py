@@ -10,7 +10,7 @@ from deocc_canet.faces import OccludedFaces, augment
 from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss
 from deocc_canet.network import Completer, Network, ResidualBlock, settle, soften, spread
 from deocc_canet.restorer import Restorer
-from deocc_canet.training import JointTraining
+from deocc_canet.training import JointTraining, SiameseInference
 
 import deocc
 from deocc import config, plugins
@@ -358,6 +358,26 @@ def test_the_terms_are_averaged_over_the_selected_layers() -> None:
     terms = task._structure(outputs, image, field, hole)
     assert float(terms["reconstruction"]) == pytest.approx(6 * 0.2 / 3, rel=1e-4)
     assert float(terms["field"]) == pytest.approx(0.1 * 0.5 * math.sqrt(2) / 3, rel=1e-2)
+
+
+def test_faces_of_another_crop_are_refused() -> None:
+    faces = Faces(4)
+    for task in (JointTraining, SiameseInference):
+        with pytest.raises(UsageError, match=r"crops of 64 pixels and zoom 1 .* packed with 128 and 0\.75"):
+            task(settings_of(size="64", zoom="1.0")).dataset(faces, train=True)
+        with pytest.raises(UsageError, match="a multiple of 4 for this architecture, got 126"):
+            task(settings_of(size="126")).dataset(faces, train=True)
+    restorer = Restorer(settings_of(size="64", zoom="1.0"))
+    assert (restorer.crop_size, restorer.crop_zoom) == (64, 1.0)
+
+
+def test_a_recognizer_without_gradients_is_refused(monkeypatch) -> None:
+    class Blind:
+        differentiable = False
+
+    monkeypatch.setattr(plugins, "load", lambda name, part: Blind())
+    with pytest.raises(UsageError, match="gradients go through, got 'dlib'"):
+        JointTraining(settings_of(joint__losses__identity="0.1", joint__losses__identity_method="dlib"))
 
 
 def test_faces_without_fields_are_refused_where_the_field_is_learnt() -> None:

@@ -138,6 +138,8 @@ class Config:
     """Everything that can be set.
 
     Attributes:
+        size, zoom: the crop that is trained on and restored, see :class:`deocc.faces.Crop`. Faces are packed with the
+            same (``deocc data pack --size --zoom``).
         contrastive: whether the second stage starts from the first one's encoder.
         siamese, joint: the training stages.
         threshold: occlusion, given or found, above which a pixel is completed. Below it, as in a faint shadow that a
@@ -145,6 +147,8 @@ class Config:
         closing: gaps of up to twice as many pixels in a found occlusion are closed.
     """
 
+    size: int = 128
+    zoom: float = 0.75
     architecture: Architecture = field(default_factory=Architecture)
     augmentation: Augmentation = field(default_factory=Augmentation)
     contrastive: bool = True

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deocc.data import PackedFaces
+from deocc.errors import UsageError
+from deocc.faces import Crop
 from deocc.occlude import occlude
-from deocc_canet.config import Augmentation
+from deocc_canet.config import Augmentation, Config
 
 
 class OccludedFaces(Dataset[dict[str, Tensor]]):
@@ -71,6 +73,19 @@ class OccludedFaces(Dataset[dict[str, Tensor]]):
         if field is not None:
             item["dense_field"] = field[:, :, :2]
         return {name: torch.from_numpy(np.ascontiguousarray(value.transpose(2, 0, 1))) for name, value in item.items()}
+
+
+def check_crop(faces: PackedFaces, config: Config) -> None:
+    """Raise UsageError unless packed faces are of the configured crop, and a network can be trained on it."""
+    multiple = 2 ** max(len(config.architecture.widths), len(config.architecture.finder_widths))
+    if config.size % multiple:
+        raise UsageError(f"size must be a multiple of {multiple} for this architecture, got {config.size}")
+    wanted = Crop(config.size, config.zoom)
+    if faces.crop != wanted:
+        raise UsageError(
+            f"canet is set to crops of {wanted.size} pixels and zoom {wanted.zoom:g} (size and zoom), "
+            f"but {faces.title} was packed with {faces.crop.size} and {faces.crop.zoom:g}"
+        )
 
 
 def augment(

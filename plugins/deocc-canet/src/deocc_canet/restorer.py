@@ -20,7 +20,8 @@ one of them would be written to fresh pages: up to four times slower."""
 class Restorer(method.Restorer):
     """Completes aligned faces; finds the occlusion itself when none is given.
 
-    Trained on 128x128 crops of zoom 0.75; other sizes work, with less to see at the edges of what was learnt.
+    Made for crops of ``config.size`` and ``config.zoom``; other sizes work, with less to see at the edges of what was
+    learnt.
 
     A pixel whose occlusion is above ``config.threshold`` is completed as a whole; the completer sees less of it the
     more it is occluded (:func:`deocc_canet.network.soften`). Below it, as in a faint shadow, it stays as it is.
@@ -40,6 +41,7 @@ class Restorer(method.Restorer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self.crop_size, self.crop_zoom = config.size, config.zoom
         self.network = Network(config.architecture)
         depth = max(len(config.architecture.widths), len(config.architecture.finder_widths))
         self._multiple = 2**depth

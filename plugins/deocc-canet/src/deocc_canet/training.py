@@ -21,7 +21,7 @@ from deocc.losses import LPIPS, StyleLoss
 from deocc.method import Engine, Task, Training
 from deocc.ops import KeyQueue, area_downsample, composite, info_nce
 from deocc_canet.config import Config
-from deocc_canet.faces import OccludedFaces
+from deocc_canet.faces import OccludedFaces, check_crop
 from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_loss
 from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, soften, spread
 
@@ -57,7 +57,12 @@ class SiameseInference(Task):
         return {"optimizer": self.optimizer}
 
     def dataset(self, faces: Any, *, train: bool) -> Dataset[Any]:
-        """Every image with two occlusions; see :class:`OccludedFaces`."""
+        """Every image with two occlusions; see :class:`OccludedFaces`.
+
+        Raises:
+            UsageError: the faces are of another crop than is configured.
+        """
+        check_crop(faces, self.config)
         return OccludedFaces(faces, self.config.augmentation if train else None, self.training.seed, views=2)
 
     def step(self, batch: Mapping[str, Tensor], engine: Engine, index: int) -> Mapping[str, Tensor | float]:
@@ -125,7 +130,11 @@ class JointTraining(Task):
         self.style = StyleLoss(losses.style_weights, maps=losses.style_maps) if losses.style else None
         self.perceptual = LPIPS(losses.perceptual_weights) if losses.perceptual else None
         self.recognizer = plugins.load(losses.identity_method, "recognizer") if losses.identity else None
-        self.zoom = 0.75
+        if self.recognizer is not None and not self.recognizer.differentiable:
+            raise UsageError(
+                "losses.identity_method must be a recognizer that gradients go through, got "
+                f"{losses.identity_method!r}, which teaches nothing"
+            )
         rate = config.joint.learning_rate
         self.generator_optimizer = torch.optim.Adam(
             [*self.finder.parameters(), *self.completer.parameters()], lr=rate, betas=(0.9, 0.99)
@@ -157,9 +166,10 @@ class JointTraining(Task):
         """See :class:`OccludedFaces`; held-out faces are not augmented and all are occluded.
 
         Raises:
-            UsageError: the dense field is to be learnt, and the faces were packed without one.
+            UsageError: the faces are of another crop than is configured, or were packed without the dense field that
+                is to be learnt.
         """
-        self.zoom = faces.crop.zoom
+        check_crop(faces, self.config)
         if self._learns_field and faces.fields is None:
             raise UsageError(
                 f"{faces.title} was packed without dense fields, which canet learns: pack it again with --dense-field, "
@@ -303,7 +313,7 @@ class JointTraining(Task):
                     terms.setdefault("perceptual", []).append(losses.perceptual * distance)
             if self.recognizer is not None:
                 recognizer = self.recognizer.to(engine.device)
-                distance = identity_loss(recognizer, drawn, true, self.zoom, engine, views=losses.identity_views)
+                distance = identity_loss(recognizer, drawn, true, self.config.zoom, engine, views=losses.identity_views)
                 terms.setdefault("identity", []).append(losses.identity * distance)
         return {name: torch.stack(values).mean() for name, values in terms.items()}
 
