@@ -160,7 +160,7 @@ def _show(path: Path, kind: str, seed: int, restorer: Restorer, recognizer: Reco
     # One alignment for all three, the original's, so that only the pixels make a difference.
     matched = Crop(recognizer.crop_size, recognizer.crop_zoom)
     crops = np.stack([align(image, original.landmarks, matched) for image in (photo, made.image, result.photo)])
-    with torch.inference_mode():
+    with torch.no_grad():
         embeddings = recognizer(to_tensor(crops)).cpu()
     cosines = embeddings[1:] @ embeddings[0]
 

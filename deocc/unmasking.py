@@ -174,7 +174,7 @@ def _restore(
         # A crop pixel that is occluded in part is occluded.
         grown = np.stack([cv2.dilate(np.where(one > 31, 1, 0).astype(np.float32), _GROWTH) for one in crops])
         given = torch.from_numpy(grown[:, None])
-    with torch.inference_mode():
+    with torch.no_grad():
         restored = restorer(to_tensor(before), given)
     after = to_uint8(restored.image)
     for image, old, where in zip(after, before, restored.occlusion[:, 0].cpu().numpy(), strict=True):

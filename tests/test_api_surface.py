@@ -21,8 +21,8 @@ SURFACE = {
     ),
     "deocc.errors": "DeoccError InputError MissingDependencyError PluginError UsageError WeightsError",
     "deocc.faces": (
-        "Crop DenseField Detector Face FaceMesh FaceModel MorphableModel TEMPLATE_112 align colour_field dense_field "
-        "face_model paste_back"
+        "Crop DenseField Detector Face FaceMesh FaceModel MorphableModel TEMPLATE_112 align align_occlusion "
+        "colour_field dense_field face_model paste_back"
     ),
     "deocc.files": "atomic_write locked make_folder sha256",
     "deocc.images": (

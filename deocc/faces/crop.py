@@ -103,18 +103,33 @@ def align(image: Array, landmarks: Points, crop: Crop) -> Array:
         InputError: not such arrays, or a crop that lies wholly beyond the photo.
     """
     check_image(image, "the photo")
-    matrix = crop.matrix(landmarks)
-    box = _bounds(_inverse(matrix), crop.size, crop.size, image)
-    if box is None:
-        raise InputError(
-            f"the landmarks put the face wholly outside the photo of {image.shape[1]}x{image.shape[0]} pixels"
-        )
-    # The margin keeps the cut's own border out of the interpolation's reach.
-    scale = math.hypot(matrix[0, 0], matrix[1, 0])
-    margin = 4 * max(1, math.ceil(1 / scale))
-    left, top = max(box[0] - margin, 0), max(box[1] - margin, 0)
-    part = image[top : box[3] + margin, left : box[2] + margin]
-    return _warp(part, _moved(matrix, (left, top)), (crop.size, crop.size), cv2.BORDER_REPLICATE)
+    return _warp(*_around(image, landmarks, crop), (crop.size, crop.size), cv2.BORDER_REPLICATE)
+
+
+def align_occlusion(occlusion: Array, landmarks: Points, crop: Crop) -> Array:
+    """Cut out what is occluded of a face, so that it fits what :func:`align` cuts out of the photo.
+
+    Args:
+        occlusion: (H, W) uint8, of the photo: 0 = visible, 255 = occluded.
+        landmarks, crop: as of :func:`align`.
+
+    Returns:
+        (crop.size, crop.size) uint8: how far each pixel is occluded. It is above 0 wherever a pixel of the photo that
+        is has a part in it, however small; beyond the photo nothing is.
+
+    Raises:
+        InputError: not such arrays, or a crop that lies wholly beyond the photo.
+    """
+    if not isinstance(occlusion, np.ndarray) or occlusion.dtype != np.uint8 or occlusion.ndim != 2:
+        got = f"{occlusion.dtype} {occlusion.shape}" if isinstance(occlusion, np.ndarray) else type(occlusion).__name__
+        raise InputError(f"the occlusion must be a uint8 array (H, W), got {got}")
+    part, matrix = _around(occlusion, landmarks, crop)
+    size = (crop.size, crop.size)
+    share = _warp(part, matrix, size, cv2.BORDER_CONSTANT, cv2.INTER_LINEAR)
+    # A pixel that is hardly occluded must not be rounded to none.
+    source, matrix = _shrunk((part > 0).astype(np.float32), matrix)
+    touched = cv2.warpAffine((source > 0).astype(np.uint8) * np.uint8(255), matrix, size, flags=cv2.INTER_LINEAR)
+    return np.maximum(share, (touched > 0).astype(np.uint8))
 
 
 def paste_back(
@@ -236,15 +251,35 @@ def _bounds(matrix: Matrix, width: int, height: int, photo: Array) -> tuple[int,
     return None if left >= right or top >= bottom else (left, top, right, bottom)
 
 
+def _around(image: Array, landmarks: Points, crop: Crop) -> tuple[Array, Matrix]:
+    """The part of a photo that a crop needs, and the way from there to the crop."""
+    matrix = crop.matrix(landmarks)
+    box = _bounds(_inverse(matrix), crop.size, crop.size, image)
+    if box is None:
+        raise InputError(
+            f"the landmarks put the face wholly outside the photo of {image.shape[1]}x{image.shape[0]} pixels"
+        )
+    # The margin keeps the cut's own border out of the interpolation's reach.
+    scale = math.hypot(matrix[0, 0], matrix[1, 0])
+    margin = 4 * max(1, math.ceil(1 / scale))
+    left, top = max(box[0] - margin, 0), max(box[1] - margin, 0)
+    return image[top : box[3] + margin, left : box[2] + margin], _moved(matrix, (left, top))
+
+
 def _warp(
     image: Array, matrix: Matrix, size: tuple[int, int], border: int, interpolation: int = cv2.INTER_CUBIC
 ) -> Array:
-    """Send ``image`` through ``matrix`` (source -> target) into a picture of ``size`` (width, height).
+    """Send ``image`` through ``matrix`` (source -> target) into a picture of ``size`` (width, height)."""
+    source, matrix = _shrunk(image, matrix)
+    return cv2.warpAffine(source, matrix, size, flags=interpolation, borderMode=border).astype(np.uint8, copy=False)
 
-    OpenCV interpolates between neighbours however much it shrinks, which aliases; so whole blocks of source pixels are
-    averaged first, until one pixel of what remains is about one of the target.
+
+def _shrunk(image: npt.NDArray[Any], matrix: Matrix) -> tuple[npt.NDArray[Any], Matrix]:
+    """The image with blocks of its pixels averaged, until one is about one of the target, and the way from there.
+
+    OpenCV interpolates between neighbours however much it shrinks, which aliases.
     """
-    source: npt.NDArray[Any] = image
+    source = image
     block = round(1 / max(math.hypot(matrix[0, 0], matrix[1, 0]), 1e-6))
     if block > 1:
         height, width = image.shape[:2]
@@ -253,7 +288,7 @@ def _warp(
         stretch = np.array([width / small[0], height / small[1]])
         # Centres of pixels: x = (x_small + 1/2) * stretch - 1/2.
         matrix = np.column_stack([matrix[:, :2] * stretch, matrix[:, 2] + matrix[:, :2] @ (stretch / 2 - 0.5)])
-    return cv2.warpAffine(source, matrix, size, flags=interpolation, borderMode=border).astype(np.uint8, copy=False)
+    return source, matrix
 
 
 def _feathered(alpha: Array, feather: float) -> Array:

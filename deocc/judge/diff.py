@@ -194,6 +194,11 @@ def _unlike(a: Report, b: Report) -> Iterator[str]:
     for part in a.recognizers:
         if part.key in others:
             things.append((f"the matcher {part.key}", _identity(part), _identity(others[part.key])))
+    networks = {network.key: network for network in b.networks}
+    for network in a.networks:
+        if network.key in networks:
+            mine, yours = ((of.sha256, of.features, str(of.dimensions)) for of in (network, networks[network.key]))
+            things.append((f"the feature network {network.key}", mine, yours))
     for what, one, other in things:
         if one != other:
             yield f"{what} differ: {_words(one)} and {_words(other)}"

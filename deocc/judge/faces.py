@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from deocc import method
 from deocc.config import did_you_mean
 from deocc.data import READERS, PackedFaces, Source
 from deocc.errors import InputError, UsageError
-from deocc.faces import Crop, Detector, align
+from deocc.faces import Crop, Detector, align, align_occlusion
 from deocc.images import to_tensor, to_uint8
 from deocc.judge.parts import load_occluder
 from deocc.judge.result import Masks
@@ -60,12 +59,7 @@ class Face:
 
     def cut_occlusion(self, occlusion: U8, crop: Crop) -> U8:
         """How far each pixel of the crop is occluded, 255 = wholly, 0 = not at all: uint8 (H, W) -> (S, S)."""
-        if crop == self.crop:
-            return occlusion
-        matrix = crop.matrix(self.landmarks)
-        share = cv2.warpAffine(occlusion, matrix, (crop.size, crop.size), flags=cv2.INTER_LINEAR)
-        # A pixel that is hardly occluded must not be rounded to none.
-        return np.maximum(share, _reached((occlusion > 0).astype(np.uint8), matrix, crop.size))
+        return occlusion if crop == self.crop else align_occlusion(occlusion, self.landmarks, crop)
 
     def moved(self, crop: Crop) -> NDArray[np.float64]:
         """The landmarks in the pixels of the crop."""
@@ -89,16 +83,10 @@ def transferred(base: U8, restored: U8, occlusion: U8, landmarks: NDArray[Any], 
         landmarks: (5, 2) in the pixels of the restored crop.
         crop: the other crop.
     """
-    reached = _reached((occlusion > 0).astype(np.uint8), crop.matrix(landmarks), crop.size)
-    if not reached.any():
+    if not occlusion.any():
         return base
+    reached = align_occlusion(occlusion, landmarks, crop)
     return np.where(reached[:, :, None] > 0, align(restored, landmarks, crop), base)
-
-
-def _reached(hidden: U8, matrix: NDArray[np.float64], size: int) -> U8:
-    """Pixels of a crop to which a hidden pixel (1 of 0 and 1) contributes under linear interpolation."""
-    warped = cv2.warpAffine(hidden * np.uint8(255), matrix, (size, size), flags=cv2.INTER_LINEAR)
-    return (warped > 0).astype(np.uint8)
 
 
 class Faces:
@@ -218,6 +206,8 @@ def open_faces(data: str | Path | Source | PackedFaces) -> Faces:
 
 
 def _packed(faces: PackedFaces) -> Faces:
+    if len(faces.paths) > 1:  # who is the same person in two of them is not known
+        raise UsageError(f"packs are judged one by one, got {len(faces.paths)} that were joined: {faces.title}")
     position = {name: number for number, name in enumerate(faces.names)}
 
     def load(name: str) -> Face:
@@ -338,7 +328,8 @@ class Occluding:
 
     def seed_of(self, name: str) -> int:
         """The seed of an image, whatever its suffix: that of ``deocc occlude`` for a photo of that name and place."""
-        return (self.seed + zlib.crc32(f"{PurePosixPath(name).with_suffix('.png')}#0".encode())) % 2**31
+        place = f"{PurePosixPath(name).with_suffix('.png')}#0"
+        return (self.seed + zlib.crc32(place.encode("utf-8", "surrogateescape"))) % 2**31
 
     def kind(self, name: str) -> str:
         """The kind of occlusion over an image."""
@@ -368,7 +359,7 @@ class Occluding:
             except InputError as error:
                 raise NoFaceError(f"{name}: nothing can be put over this face: {error}") from error
             return made.image, made.occlusion
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.no_grad():
             put = self._part(to_tensor(face.image), seed)
         hidden = (put.occlusion.cpu().float()[0, 0] * 255).round().to(torch.uint8).numpy()
         return to_uint8(put.image)[0], hidden

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deocc.errors import UsageError, WeightsError
 from deocc.files import sha256
-from deocc.judge.parts import state_digest
+from deocc.judge.parts import source_digest, state_digest
 from deocc.judge.result import Network
 from deocc.losses import LPIPS
 
@@ -38,6 +38,11 @@ class FeatureNetwork(abc.ABC):
     def key(self) -> str:
         """What rows call it."""
         return self.result.key
+
+    @property
+    def identity(self) -> list[str]:
+        """All that decides its features, JSON-able."""
+        return [self.key, self.result.sha256, self.result.features]
 
     @abc.abstractmethod
     def maps(self, image: Tensor) -> Any:
@@ -117,7 +122,13 @@ class Wrapped(FeatureNetwork):
                 f"a feature module must turn uint8 (1, 3, H, W) into (1, D), {type(module).__name__} does not"
             )
         words = f"{type(module).__name__}, a module that was handed in, for uint8 RGB"
+        self._source = source_digest(type(module))
         super().__init__(Network(type(module).__name__, "", digest, words, probe.shape[1]))
+
+    @property
+    def identity(self) -> list[str]:
+        """With the module's code."""
+        return [*super().identity, self._source]
 
     def maps(self, image: Tensor) -> Tensor:
         """The features."""

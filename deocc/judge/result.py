@@ -99,8 +99,8 @@ class VerificationRow:
         pairs, genuine, impostors: how many.
         auc, eer: area under the ROC curve; rate at which false accepts equal false rejects.
         rates: at each false positive rate.
-        accuracy: mean over the folds, each with the threshold that is best on the other folds; the interval is the mean
-            plus and minus 1.96 standard errors over the folds. None where there are fewer than two folds.
+        accuracy: mean over the folds, each with the threshold that is best on the other folds; the interval is
+            Student's, over the folds. None where there are fewer than two folds.
     """
 
     recognizer: str = ""
@@ -275,7 +275,7 @@ class TenSets:
         recognizer, restorer, state: as in :class:`RetrievalRow`.
         sets, matched, unmatched: sets, and pairs in each.
         accuracies: one for each set.
-        accuracy: their mean, with plus and minus 1.96 standard errors; without these where sets share pairs.
+        accuracy: their mean with its 95 % interval, Student's; without it where sets share pairs.
     """
 
     recognizer: str = ""

@@ -269,17 +269,22 @@ def _drawn_sets(people: NDArray[np.str_], known: NDArray[np.str_], seed: int) ->
     total = len(people) * len(known)
     fewest = min(len(matched), total - len(matched))
     count = min(PAIRS, fewest)
+    shared = SETS * count > fewest
+    # Where there are enough, no pair is in two sets.
+    draws, length = (SETS, count) if shared else (1, SETS * count)
+    ones = [matched[generator.choice(len(matched), length, replace=False)] for _ in range(draws)]
+    twos = [_unmatched(people, known, length, generator) for _ in range(draws)]
+    if not shared:
+        ones, twos = np.split(ones[0], SETS), np.split(twos[0], SETS)
     probe, gallery, same, number = [], [], [], []
-    for index in range(SETS):
-        one = matched[generator.choice(len(matched), count, replace=False)]
-        two = _unmatched(people, known, count, generator)
+    for index, (one, two) in enumerate(zip(ones, twos, strict=True)):
         for drawn, truth in ((one, True), (two, False)):
             probe.append(drawn[:, 0])
             gallery.append(drawn[:, 1])
             same.append(np.full(len(drawn), truth))
             number.append(np.full(len(drawn), index))
     columns = map(np.concatenate, (probe, gallery, same, number))
-    return _Sets(SETS * count > fewest, *columns)
+    return _Sets(shared, *columns)
 
 
 def _unmatched(

@@ -294,7 +294,7 @@ def _described(
 def _data(faces: Faces, views: Views, identities: int, limit: int | None) -> result.Data:
     digest = hashlib.sha256()
     for name, content in sorted(views.content.items()):
-        digest.update(name.encode() + b"\n" + content)
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\n" + content)
     return result.Data(
         title=faces.title,
         kind=faces.kind,

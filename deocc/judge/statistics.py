@@ -16,6 +16,9 @@ __all__ = ["accuracy", "bootstrap_means", "compared", "figure", "spread"]
 
 Floats = NDArray[np.float64]
 
+_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Of Student's t, what 2.5 % lie above, by degrees of freedom. Of more it is 1.96 + 2.4 / n, within 0.03."""
+
 
 def figure(value: float | None, samples: Floats | None = None) -> Figure:
     """A figure with the 95 % interval of its bootstrap samples; None where it is not finite."""
@@ -27,11 +30,12 @@ def figure(value: float | None, samples: Floats | None = None) -> Figure:
 
 
 def spread(values: Floats) -> Figure:
-    """The mean of shares over folds or sets, plus and minus 1.96 standard errors, within [0, 1]."""
+    """The mean of shares over folds or sets with its 95 % interval by Student's t, within [0, 1]."""
     mean = float(values.mean())
     if values.size < 2:
         return Figure(mean)
-    error = 1.96 * float(values.std(ddof=1)) / math.sqrt(values.size)
+    freedom = values.size - 1
+    error = _STUDENT.get(freedom, 1.96 + 2.4 / freedom) * float(values.std(ddof=1)) / math.sqrt(values.size)
     return Figure(mean, max(0.0, mean - error), min(1.0, mean + error))
 
 

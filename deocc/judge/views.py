@@ -168,7 +168,7 @@ def restored_crops(restorer: Loaded, crops: U8, hidden: U8, names: Sequence[str]
     parts = []
     for start in range(0, len(crops), BATCH):
         given = torch.from_numpy(hidden[start : start + BATCH, None]) / 255 if restorer.given else None
-        with restorer.lock, torch.inference_mode():
+        with restorer.lock, torch.no_grad():
             restored = restorer.part(to_tensor(crops[start : start + BATCH]), given)
         image, occlusion = restored.image.float().cpu(), restored.occlusion.float().cpu()
         for name, one in zip(names[start : start + BATCH], image, strict=True):
@@ -199,7 +199,7 @@ class _Pass:
         self.views = Views()
         common = {"version": VERSION, "deocc": deocc.__version__}
         masked = {**common, "masks": occluding.identity}
-        identity = {network.key: [network.result.key, network.result.sha256] for network in networks}
+        identity = {network.key: network.identity for network in networks}
 
         def stage(base: Mapping[str, Any], **what: Any) -> Stage:
             return cache.stage({**base, **what})
@@ -425,7 +425,7 @@ class _Chunk:
 
 def _embed(one: Loaded, crops: Callable[[Crop], U8], names: Sequence[str], state: str) -> NDArray[np.float32]:
     images = to_tensor(crops(one.crop))
-    with one.lock, torch.inference_mode():
+    with one.lock, torch.no_grad():
         try:
             embeddings = torch.cat([one.part(batch) for batch in torch.split(images, BATCH)])
         except InputError as error:

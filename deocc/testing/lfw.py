@@ -47,7 +47,7 @@ class Verification(NamedTuple):
     pairs: int
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def lfw_verification(recognizer: Recognizer, root: str | os.PathLike[str], *, pairs: int | None = None) -> Verification:
     """Compare the pairs of LFW's ``pairs.txt`` by the cosine of their embeddings.
 

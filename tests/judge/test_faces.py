@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deocc import jobs
-from deocc.data import PackedFaces
+from deocc.data import PackedFaces, concatenate
 from deocc.errors import InputError, UsageError
 from deocc.faces import Crop, align
 from deocc.judge.faces import Face, NoFaceError, Occluding, open_faces, transferred
@@ -98,6 +98,33 @@ def test_a_crop_is_cut_but_not_from_itself(packed: PackedFaces, folder: Path) ->
     hidden[:] = 60  # a shadow
     assert (photo.cut_occlusion(hidden, Crop(24, 0.9)) == 60).all()
     assert (face.cut_occlusion(hidden[:32, :32], packed.crop) == 60).all()
+
+
+def test_a_joined_pack_is_refused(packed: PackedFaces) -> None:
+    two = concatenate([packed, packed])
+    assert open_faces(two).kind == "packed", "twice the same is one"
+    two.paths = (*packed.paths, packed.paths[0].parent / "other")
+    with pytest.raises(UsageError, match="one by one, got 2 that were joined"):
+        open_faces(two)
+
+
+@pytest.mark.parametrize(("size", "crop", "matcher"), [(1024, 128, 112), (700, 256, 112), (1024, 112, 128)])
+def test_a_perfect_restorer_leaves_nothing_of_an_occluder_on_a_large_photo(size: int, crop: int, matcher: int) -> None:
+    photo = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8), (0, 0), size / 60)
+    landmarks = Crop(size, 0.75).template()
+    masked, hidden = photo.copy(), np.zeros((size, size), np.uint8)
+    hidden[size // 2 : size * 3 // 4, size // 3 : size * 2 // 3] = 255
+    cv2.line(hidden, (size // 5, size // 3), (size // 3, size // 2), 255, 6)
+    masked[hidden > 0] = 255
+    true, face = Face(photo, landmarks), Face(masked, landmarks)
+    restorer, other = Crop(crop, 0.75), Crop(matcher, 1.0)
+    occlusion = face.cut_occlusion(hidden, restorer)
+    changed = np.abs(face.cut(restorer).astype(int) - true.cut(restorer)).max(axis=2)
+    # Cubic interpolation reaches a pixel further, with a few levels.
+    assert changed[occlusion == 0].max() <= 26
+    perfect = np.where(occlusion[..., None] > 0, true.cut(restorer), face.cut(restorer))
+    made = transferred(face.cut(other), perfect, occlusion, face.moved(restorer), other)
+    assert np.abs(made.astype(int) - true.cut(other)).max() <= 30
 
 
 def test_masks_follow_the_name_and_the_seed(packed: PackedFaces, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def test_an_onnx_network_takes_the_side_it_is_told(shared: Any) -> None:
     assert network.pooled(network.maps(torch.rand(2, 3, 40, 50))).shape == (2, 128)
     with pytest.raises(WeightsError, match="299x299"):
         load_networks([path])
+
+
+def test_a_network_is_known_by_its_side_and_its_code(shared: Any) -> None:
+    path = shared("matchers/mobilefacenet_insightface.onnx")
+    network = load_networks([f"{path}:112"])[0]
+    before = network.identity
+    network.result = dataclasses.replace(network.result, features="resized to 299x299")
+    assert network.identity != before
+    one = load_networks([Means()])[0].identity
+    assert one == load_networks([Means()])[0].identity
+    assert len(one) == 4
 
 
 def test_quality_with_lpips(shared: Any, packed: Any, oracle: Any, nothing: Any) -> None:
