@@ -736,6 +736,8 @@ def _state(method: Any) -> str:
                 lacking.append(f"{part} needs {what}")
         except DeoccError as error:
             return f"broken: {error}"
+        except Exception as error:  # whatever a stranger's part does breaks that part alone
+            return f"broken: its {part} is no part ({type(error).__name__}: {error})"
     return ", ".join(lacking) or "ready"
 
 

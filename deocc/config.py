@@ -12,12 +12,14 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.resources
+import itertools
 import json
 import re
+import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Union, cast
 
@@ -112,14 +114,13 @@ def replace(config: T, changes: Mapping[str, Any]) -> T:
         config: a configuration; it is not modified.
         changes: dotted key (``"training.steps"``) -> value. A string is read as a TOML value (``"3"``, ``"[1, 2]"``,
             ``"true"``), or taken as it is where the field holds text. A mapping changes only the keys that it names.
+            A dataclass sees all changes to it at once, so that what it refuses alone may be changed together.
 
     Raises:
         UsageError: an unknown key, or a value of the wrong type.
     """
     _require_dataclass(type(config))
-    for key, value in changes.items():
-        config = cast(T, _replaced(config, type(config), key.split("."), value, ""))
-    return config
+    return cast(T, _replaced(config, type(config), [(key.split("."), value) for key, value in changes.items()], ""))
 
 
 def recipes(method: HasConfig) -> tuple[str, ...]:
@@ -166,12 +167,14 @@ def _from_text(cls: type[T], text: str, source: str) -> T:
 
 
 def _recipe_folder(method: HasConfig) -> Traversable | None:
-    package = method.resolve("config").__module__.partition(".")[0]
-    try:
-        folder = importlib.resources.files(package).joinpath("recipes")
-    except (ModuleNotFoundError, TypeError):  # a single module has no folder
-        return None
-    return folder if folder.is_dir() else None
+    module = method.resolve("config").__module__
+    for package in dict.fromkeys((sys.modules[module].__package__ or module, module.partition(".")[0])):
+        # A single module has no folder.
+        with contextlib.suppress(ModuleNotFoundError, TypeError):
+            folder = importlib.resources.files(package).joinpath("recipes")
+            if folder.is_dir():
+                return folder
+    return None
 
 
 def _require_dataclass(cls: type) -> None:
@@ -197,39 +200,52 @@ def _build(cls: Any, values: Any, prefix: str, source: str) -> Any:
         raise UsageError(f"{source}{cls.__name__} refuses its values: {error}") from error
 
 
-def _replaced(current: Any, hint: Any, path: list[str], value: Any, prefix: str) -> Any:
-    """``current`` with the value at ``path`` changed; dataclasses and mappings are walked into."""
-    key, rest = path[0], path[1:]
-    name = prefix + key
+def _replaced(current: Any, hint: Any, changes: Sequence[tuple[list[str], Any]], prefix: str) -> Any:
+    """``current`` with the values at several paths changed at once; dataclasses and mappings are walked into."""
+    grouped: dict[str, list[tuple[list[str], Any]]] = {}
+    for path, value in changes:
+        grouped.setdefault(path[0], []).append((path[1:], value))
+    new = {}
     if dataclasses.is_dataclass(current) and not isinstance(current, type):
         hints = _hints(type(current))
-        if key not in hints:
-            raise UsageError(f"unknown key {name!r}; {did_you_mean(key, hints)}")
-        old, wanted = getattr(current, key), hints[key]
-        new = _replaced(old, wanted, rest, value, name + ".") if rest else _merged(old, wanted, value, name)
+        for key, group in grouped.items():
+            if key not in hints:
+                raise UsageError(f"unknown key {prefix + key!r}; {did_you_mean(key, hints)}")
+            new[key] = _changed(getattr(current, key), hints[key], group, prefix + key)
         try:
-            return dataclasses.replace(current, **{key: new})
+            return dataclasses.replace(current, **new)
         except UsageError:
             raise
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{type(current).__name__} refuses {name!r}: {error}") from error
+            names = ", ".join(repr(prefix + key) for key in new)
+            raise UsageError(f"{type(current).__name__} refuses {names}: {error}") from error
     if isinstance(current, Mapping):
-        wanted = _mapping_value(hint)
-        if rest and key not in current:
-            raise UsageError(f"unknown key {name!r}; {did_you_mean(key, map(str, current))}")
-        old = current.get(key)
-        new = _replaced(old, wanted, rest, value, name + ".") if rest else _merged(old, wanted, value, name)
-        return {**current, key: new}
-    raise UsageError(f"unknown key {name!r}: {prefix.rstrip('.')!r} is {_shown(current)} and has no keys")
+        for key, group in grouped.items():
+            if group[0][0] and key not in current:
+                raise UsageError(f"unknown key {prefix + key!r}; {did_you_mean(key, map(str, current))}")
+            new[key] = _changed(current.get(key), _mapping_value(hint), group, prefix + key)
+        return {**current, **new}
+    raise UsageError(
+        f"unknown key {prefix + next(iter(grouped))!r}: {prefix.rstrip('.')!r} is {_shown(current)} and has no keys"
+    )
+
+
+def _changed(old: Any, hint: Any, changes: Sequence[tuple[list[str], Any]], name: str) -> Any:
+    """One value with changes inside it or of it as a whole, in their order."""
+    for whole, group in itertools.groupby(changes, key=lambda change: not change[0]):
+        if whole:
+            for _, value in group:
+                old = _merged(old, hint, value, name)
+        else:
+            old = _replaced(old, hint, list(group), name + ".")
+    return old
 
 
 def _merged(old: Any, hint: Any, value: Any, name: str) -> Any:
     if isinstance(value, str):
         value = _parse(value, hint)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(old) and not isinstance(old, type):
-        for key, item in value.items():
-            old = _replaced(old, type(old), [str(key)], item, name + ".")
-        return old
+        return _replaced(old, type(old), [([str(key)], item) for key, item in value.items()], name + ".")
     return _coerce(hint, value, name, "")
 
 
@@ -241,7 +257,7 @@ def _parse(text: str, hint: Any) -> Any:
         return text
     if set(value) != {"value"}:
         return text
-    if _takes_text(hint) and not isinstance(value["value"], str):
+    if _takes_text(hint) and not isinstance(value["value"], str) and not _is_option(hint, value["value"]):
         return text
     return value["value"]
 
@@ -253,6 +269,14 @@ def _takes_text(hint: Any) -> bool:
     if origin is Literal:
         return any(isinstance(option, str) for option in typing.get_args(hint))
     return hint in (str, Path)
+
+
+def _is_option(hint: Any, value: Any) -> bool:
+    """Whether a Literal, also one in a union, names this very value."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_option(option, value) for option in args)
+    return origin is Literal and any(value == option and type(value) is type(option) for option in args)
 
 
 def _coerce(hint: Any, value: Any, name: str, source: str) -> Any:
@@ -270,7 +294,7 @@ def _coerce(hint: Any, value: Any, name: str, source: str) -> Any:
             with contextlib.suppress(UsageError):
                 return _coerce(option, value, name, source)
     elif origin is Literal:
-        if any(value == option and type(value) is type(option) for option in args):
+        if _is_option(hint, value):
             return value
         wanted = " or ".join(repr(option) for option in args)
         raise UsageError(f"{source}{name!r} must be {wanted}, got {_shown(value)}")

@@ -212,7 +212,7 @@ def unmask(
     import deocc
     from deocc.faces import Detector
     from deocc.images import read_profile, write_image
-    from deocc.plugins import get, load, packaged_weights
+    from deocc.plugins import get, load, packaged_weights, source_digest
     from deocc.unmasking import unmask as unmask_photo
 
     if occlusion is not None and not occlusion.exists():
@@ -244,6 +244,8 @@ def unmask(
         "deocc": deocc.__version__,
         "method": [method, _version_of(method)],
         "weights": None if file is None else sha256(file),
+        "code": source_digest(type(restorer)),
+        "files": [sha256(path) for path in restorer.files],
         "faces": faces,
         "extras": extras,
     }

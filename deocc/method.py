@@ -128,7 +128,8 @@ class Part(abc.ABC):  # noqa: B024 (each kind of part has its own abstract metho
 
     Attributes:
         network: the module whose state dict is the weights file; None for a part without weights.
-        needs_weights: True when the part is meaningless without trained weights.
+        needs_weights: True when the part is meaningless without trained weights, as any network is that starts with
+            random ones: it is then not loaded without a file.
         crop_size, crop_zoom: the aligned square crop the part was made for: its side in pixels, and the scale of the
             five-point ArcFace template inside it (1.0 is the template itself, 0.75 leaves room for hair and chin);
             see :class:`deocc.faces.Crop`.
@@ -351,6 +352,9 @@ class Task(abc.ABC):
         the training seed alone, so that a resumed run sees what an uninterrupted one would have seen. When ``train``
         is True the indices never repeat and go beyond the length: index ``epoch * len + place``, in a shuffled order
         within each epoch, wants the face ``index % len``, augmented as (seed, index) says. Otherwise 0 <= index < len.
+
+        A later stage's is also called before :meth:`start_from`, on a task that is thrown away, so that faces which it
+        cannot use are refused before the first stage is trained.
         """
 
     @abc.abstractmethod

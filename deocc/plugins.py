@@ -9,9 +9,14 @@ itself.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.resources
+import json
 import re
+import sys
+import uuid
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -19,11 +24,23 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deocc.config import did_you_mean, from_dict, replace
 from deocc.errors import PluginError, UsageError, WeightsError
+from deocc.files import sha256
 
 if TYPE_CHECKING:
     from deocc.method import Method, Occluder, Part, Recognizer, Restorer
 
-__all__ = ["GROUP", "OLDEST_API", "Problem", "get", "load", "names", "packaged_weights", "parse", "problems"]
+__all__ = [
+    "GROUP",
+    "OLDEST_API",
+    "Problem",
+    "get",
+    "load",
+    "names",
+    "packaged_weights",
+    "parse",
+    "problems",
+    "source_digest",
+]
 
 GROUP = "deocc.methods"
 """The entry-point group that plugins declare."""
@@ -265,12 +282,46 @@ def _import(entries: list[EntryPoint]) -> Method | Problem:
         return problem(f"importing {entry.value!r} failed ({type(error).__name__}: {error})")
     if not isinstance(method, Method):
         return problem(f"{entry.value!r} must be a deocc.method.Method, got {type(method).__name__}")
+    api: Any = method.api  # a plugin's own word
+    if not isinstance(api, int):
+        return problem(f"its api must be an integer, got {api!r}")
     if method.api > API:
         return problem(f"it is written for api {method.api} and this deocc has api {API}; upgrade deocc")
     if method.api < OLDEST_API:
         return problem(
             f"it is written for api {method.api} and this deocc takes {OLDEST_API} to {API}; upgrade {distribution}"
         )
+    if wrong := _malformed(method):
+        return problem(wrong)
     if method.name != entry.name:
         return problem(f"{entry.value!r} is named {method.name!r}, which must equal the entry point's name")
     return method
+
+
+def source_digest(cls: type) -> str:
+    """SHA-256 of the source of a class's package: whoever changes its code must not get what the old code computed.
+
+    Of a class without a file, as in a notebook, it is another one every time.
+    """
+    names = cls.__module__.split(".")
+    # The outermost package that has a file: namespace packages have none, and hold others' code.
+    modules = (sys.modules.get(".".join(names[:depth])) for depth in range(1, len(names) + 1))
+    found = (getattr(module, "__file__", None) for module in modules)
+    path = Path(next((file for file in found if file), ""))
+    if not path.is_file():
+        return uuid.uuid4().hex
+    sources = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    content = [[source.name, sha256(source)] for source in sources]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _malformed(method: Method) -> str:
+    """What of a method's fields is not of the type that it must be; empty where all are."""
+    for what in ("tasks", "weights"):
+        if not isinstance(getattr(method, what), Mapping):
+            return f"its {what} must be a mapping, got {getattr(method, what)!r}"
+    targets = {"config": method.config, **{part: getattr(method, part) for part in method.parts()}}
+    for name, target in [*targets.items(), *method.tasks.items(), *method.weights.items()]:
+        if not isinstance(target, str) or ":" not in target:
+            return f"its {name} must be a string of a package or module, a colon and what is in it, got {target!r}"
+    return ""

@@ -43,7 +43,7 @@ SURFACE = {
         "contextual_attention contextual_attention_offsets domain_constrained_ranking gated_projection info_nce "
         "rasterise relational_angle relational_distance relational_distillation"
     ),
-    "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights parse problems",
+    "deocc.plugins": "GROUP OLDEST_API Problem get load names packaged_weights parse problems source_digest",
     "deocc.report": "INVENTED Picture Plot Row Section Strip Table contact_sheet html print_table",
     "deocc.scaffold": "KINDS new_plugin",
     "deocc.testing": "Check ContractError checks method_checks run_checks",

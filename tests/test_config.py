@@ -36,8 +36,13 @@ class Settings:
     weights: Mapping[str, float] = field(default_factory=lambda: {"l1": 1.0})
     layers: tuple[Layer, ...] = (Layer(), Layer(16))
     folder: Path | None = None
+    side: Literal["auto", 1, 2] = "auto"
+    low: float = 0.1
+    high: float = 0.3
 
     def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
         if self.rate < 0:
             raise ValueError(f"rate must not be negative, got {self.rate:g}")
 
@@ -151,6 +156,12 @@ def test_unreadable_toml_is_one_sentence(tmp_path):
         ({"layer": Layer(2)}, {"layer": Layer(2)}),
         ({"weights.l2": "0.1"}, {"weights": {"l1": 1.0, "l2": 0.1}}),
         ({"folder": "a/b"}, {"folder": Path("a/b")}),
+        ({"side": "2"}, {"side": 2}),
+        ({"side": "auto"}, {"side": "auto"}),
+        ({"low": "0.4", "high": "0.6"}, {"low": 0.4, "high": 0.6}),
+        ({"high": "0.6", "layer.width": 4, "low": "0.4"}, {"low": 0.4, "high": 0.6, "layer": Layer(4)}),
+        ({"layer": {"width": 4}, "layer.kernel": "[1, 1]"}, {"layer": Layer(4, (1, 1))}),
+        ({"layer.width": 4, "layer": Layer(2)}, {"layer": Layer(2)}),
     ],
 )
 def test_replace(changes, wanted):
@@ -167,6 +178,8 @@ def test_replace(changes, wanted):
         ({"rate": "fast"}, "'rate' must be a number, got 'fast' (str)"),
         ({"rate": "-1"}, "Settings refuses 'rate': rate must not be negative"),
         ({"": "1"}, "unknown key ''"),
+        ({"low": "0.5", "rate": 1}, "Settings refuses 'low', 'rate': low must be below high, got 0.5 and 0.3"),
+        ({"side": "3"}, "'side' must be 'auto' or 1 or 2, got '3' (str)"),
         ({"bias": "yes"}, "'bias' must be true or false, got 'yes' (str)"),
         ({"depth": "1\nrate = 2"}, "'depth' must be an integer or none"),
     ],

@@ -206,6 +206,19 @@ def test_the_photos_colour_profile_is_kept(unmask: Job, occlude: Job, photo: Pat
         assert deocc.images.read_profile(tmp_path / "out" / result) == profile
 
 
+def test_a_photo_is_done_again_when_the_code_has_changed(
+    unmask: Job, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert len(unmask(photo, out).done) == 1
+    assert len(unmask(photo, out).skipped) == 1
+    source = tmp_path / "plugins" / "fake_finder_parts.py"
+    source.write_text(source.read_text() + "\n# changed\n")
+    (failure,) = unmask(photo, out).failures
+    assert "was not made from" in failure
+    assert len(unmask(photo, out, overwrite=True).done) == 1
+
+
 def test_a_face_that_cannot_be_occluded_stays_as_it_is(
     occlude: Job, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

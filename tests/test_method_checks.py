@@ -76,7 +76,7 @@ def failures(install):
 
 def test_sound_method_passes(failures):
     assert failures() == {}
-    assert len(checks("mine")) == 7 + 9 + 5 + 5 + 5
+    assert len(checks("mine")) == 8 + 9 + 5 + 5 + 5
 
 
 RESTORE = "return Restored(image * 0.5 * self.config.gain, occlusion)"
@@ -236,8 +236,41 @@ FAULTS = {
     ),
     "hidden state": (
         "task: a resumed step is the same",
-        "after resuming, a step gives another 'network'",
+        "after resuming, steps give another 'network'",
         [("noise = torch.rand(())", "noise = torch.rand(()) * self.steps")],
+    ),
+    "hidden schedule": (
+        "task: a resumed step is the same",
+        "after resuming, steps give another 'network'",
+        [
+            (
+                "self.steps = 0",
+                "self.steps = 0; self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2, 0.5)",
+            ),
+            (LEARN, f"{LEARN}; self.schedule.step()"),
+        ],
+    ),
+    "rate that no checkpoint holds": (
+        "task: a resumed step is the same",
+        "a checkpoint cannot hold",
+        [(LEARN, f"{LEARN}; self.optimizer.param_groups[0]['lr'] = __import__('numpy').float32(0.1)")],
+    ),
+    "best of nothing": (
+        "task: figures and pictures",
+        "its best is '-mena', but evaluate() gives mean",
+        [("def evaluate(", "best = '-mena'\n\n    def evaluate(")],
+    ),
+    "random weights": (
+        "what needs weights says so",
+        "its restorer Halve starts with random weights: set needs_weights = True",
+        [
+            (
+                "    def restore(self, image, occlusion):\n        return Restored(image * 0.5",
+                "    def __init__(self, config):\n        super().__init__(config)\n"
+                "        self.network = nn.Conv2d(3, 3, 1)\n\n"
+                "    def restore(self, image, occlusion):\n        return Restored(image * 0.5",
+            )
+        ],
     ),
     "random example": (
         "task: examples depend on their index alone",

@@ -75,6 +75,10 @@ BROKEN = {
     "named-else": ({"named": "else"}, "is named 'else', which must equal the entry point's name"),
     "newer": ({"api": 2}, "it is written for api 2 and this deocc has api 1; upgrade deocc"),
     "older": ({"api": 0}, "it is written for api 0 and this deocc takes 1 to 1; upgrade fake-older"),
+    "api-as-text": ({"api": "'1'"}, "its api must be an integer, got '1'"),
+    "class-as-part": ({"extra": "occluder=int,"}, "its occluder must be a string of a package or module, a colon"),
+    "no-colon": ({"extra": "tasks={{'fit': 'mine'}},"}, "its fit must be a string of a package or module, a colon"),
+    "no-weights": ({"extra": "weights=None,"}, "its weights must be a mapping, got None"),
     "Big_Name": ({}, "must be lower-case letters, digits and single hyphens"),
 }
 
@@ -281,3 +285,37 @@ def test_recipes(install, tmp_path):
         config.recipe(found, "smal")
     with pytest.raises(UsageError, match=r"recipe 'wrong'.*: unknown key 'wdth'; did you mean 'width'?"):
         config.recipe(found, "wrong")
+
+
+def test_recipes_lie_beside_the_configuration(install, tmp_path):
+    from deocc import config
+
+    method = "from deocc.method import Method\nMETHOD = Method(api=1, name='mine', config='{module}.one.c:C')"
+    install("mine", method=method)
+    folder = tmp_path / "plugins"
+    package = folder / "fake_mine" / "one"
+    (package / "recipes").mkdir(parents=True)
+    (folder / "fake_mine.py").rename(folder / "fake_mine" / "__init__.py")
+    (package / "__init__.py").write_text("")
+    (package / "c.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass C:\n    width: int = 4\n"
+    )
+    (package / "recipes" / "small.toml").write_text("width = 2\n")
+    assert config.recipe(plugins.get("mine"), "small").width == 2
+
+
+def test_code_is_known_by_its_source(install, monkeypatch, tmp_path):
+    from importlib import import_module
+
+    install("mine")
+    cls = import_module("fake_mine_parts").Halve
+    before = plugins.source_digest(cls)
+    assert plugins.source_digest(cls) == before
+    file = tmp_path / "plugins" / "fake_mine_parts.py"
+    file.write_text(file.read_text() + "\n# changed\n")
+    assert plugins.source_digest(cls) != before
+    nowhere = type("Mine", (), {"__module__": "nowhere"})
+    monkeypatch.setitem(sys.modules, "nowhere", type(sys)("nowhere"))
+    assert plugins.source_digest(nowhere) != plugins.source_digest(nowhere)
+    monkeypatch.setattr(sys.modules["nowhere"], "__file__", "<stdin>", raising=False)
+    assert plugins.source_digest(nowhere) != plugins.source_digest(nowhere)

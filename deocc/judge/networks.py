@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from deocc.errors import UsageError, WeightsError
 from deocc.files import sha256
-from deocc.judge.parts import source_digest, state_digest
+from deocc.judge.parts import state_digest
 from deocc.judge.result import Network
 from deocc.losses import LPIPS
+from deocc.plugins import source_digest
 
 __all__ = ["FeatureNetwork", "Perceptual", "load_networks"]
 

@@ -6,9 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 import threading
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -203,7 +201,7 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
     )
     identity = {
         "class": f"{type(part).__module__}:{type(part).__qualname__}",
-        "source": source_digest(type(part)),
+        "source": plugins.source_digest(type(part)),
         "weights": _joint([*own, *read]),
         "config": settings,
         "crop": [part.crop_size, float(part.crop_zoom)],
@@ -235,19 +233,6 @@ def state_digest(network: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def source_digest(cls: type) -> str:
-    """Digest of the source of the class's package: whoever changes its code must not get what the old code computed.
-
-    Of a class without a file, as in a notebook, it is another one every time.
-    """
-    module = sys.modules[cls.__module__.partition(".")[0]]
-    path = Path(getattr(module, "__file__", None) or "")
-    if not path.is_file():
-        return uuid.uuid4().hex
-    sources = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    return _digest([[source.name, sha256(source)] for source in sources])
 
 
 def _version(distribution: str) -> str:

@@ -41,6 +41,7 @@ from deocc.errors import DeoccError, InputError, PluginError, UsageError
 from deocc.faces import Crop
 from deocc.images import to_tensor, write_image
 from deocc.method import PARTS, Method, Occluder, Part, Recognizer, Restorer, Task
+from deocc.train import checkpoint
 
 __all__ = ["Check", "ContractError", "checks", "method_checks", "run_checks"]
 
@@ -195,7 +196,19 @@ def _weights_are_whole(method: Method) -> None:
             _require(bool(card[key]), f"{weights.card_path(path).name}: the card's {key} is empty")
         for name, tensor in tensors.items():
             _require(bool(torch.isfinite(tensor).all()), f"{path.name}: tensor {name!r} is not finite")
-        plugins.load(method.name, cast(Any, part))
+        plugins.load(method.name, cast(Any, part), **_settings(method))
+
+
+def _untrained_parts_say_so(method: Method) -> None:
+    for part in method.parts():
+        cls: Any = method.resolve(part)
+        if part in method.weights or cls.needs_weights or cls.lacks():
+            continue
+        settings = config.replace(config.from_dict(cast(Any, method.resolve("config")), {}), _settings(method))
+        built: list[Part] = [_seeded(seed, partial(cls, settings)) for seed in (0, 1)]
+        if built[0].network is not None and built[1].network is not None:
+            same = _same(built[0].network.state_dict(), built[1].network.state_dict())
+            _require(same, f"its {part} {cls.__name__} starts with random weights: set needs_weights = True")
 
 
 def _uses_public_names(method: Method) -> None:
@@ -455,17 +468,30 @@ def _tasks_train(method: Method) -> None:
 def _tasks_resume(method: Method) -> None:
     for name, task, faces, start in _tasks(method):
         batch = _batch(task, faces)
-        _step(task, batch, 0)
+        for index in range(3):
+            _step(task, batch, index)
         other = start()
-        for key, network in other.networks().items():
-            network.load_state_dict(copy.deepcopy(task.networks()[key].state_dict()))
-        for key, optimizer in other.optimizers().items():
-            optimizer.load_state_dict(copy.deepcopy(task.optimizers()[key].state_dict()))
-        for each in (task, other):
-            _step(each, batch, 1)
-        for key, network in task.networks().items():
-            same = _same(network.state_dict(), other.networks()[key].state_dict())
-            _require(same, f"task {name!r}: after resuming, a step gives another {key!r}: some state is not in it")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state.safetensors"
+            checkpoint.write(
+                path,
+                {
+                    what: {key: thing.state_dict() for key, thing in things.items()}
+                    for what, things in (("networks", task.networks()), ("optimizers", task.optimizers()))
+                },
+            )
+            state = checkpoint.read(path)
+        for what, things in (("networks", other.networks()), ("optimizers", other.optimizers())):
+            for key, thing in things.items():
+                thing.load_state_dict(state[what][key])
+        # The first step's learning rate is in the optimizer's state; what schedules the next ones may not be.
+        for index in range(3, 6):
+            for each in (task, other):
+                _step(each, batch, index)
+        for mine, others in ((task.networks(), other.networks()), (task.optimizers(), other.optimizers())):
+            for key, thing in mine.items():
+                same = _same(thing.state_dict(), others[key].state_dict())
+                _require(same, f"task {name!r}: after resuming, steps give another {key!r}: some state is not in it")
 
 
 def _tasks_read_faces(method: Method) -> None:
@@ -483,10 +509,20 @@ def _tasks_read_faces(method: Method) -> None:
 def _tasks_show(method: Method) -> None:
     for name, task, faces, _ in _tasks(method):
         batch = _batch(task, faces, train=False)
-        for key, figure in _seeded(0, partial(task.evaluate, batch)).items():
+        for network in task.networks().values():
+            network.eval()
+        with torch.no_grad():
+            figures = _seeded(0, partial(task.evaluate, batch))
+            pictures = _seeded(0, partial(task.preview, batch))
+        best = task.best.removeprefix("-")
+        _require(
+            not best or best in figures,
+            f"task {name!r}: its best is {task.best!r}, but evaluate() gives {', '.join(figures) or 'nothing'}",
+        )
+        for key, figure in figures.items():
             number = isinstance(figure, float | int)
             _require(number, f"task {name!r}: the figure {key!r} of evaluate() is not a number")
-        for key, picture in _seeded(0, partial(task.preview, batch)).items():
+        for key, picture in pictures.items():
             fits = isinstance(picture, Tensor) and picture.ndim == 4 and picture.shape[1] == 3
             _require(fits, f"task {name!r}: the picture {key!r} of preview() must be a tensor (N, 3, H, W)")
             _check_range(f"task {name!r}: the picture {key!r} of preview()", picture)
@@ -512,6 +548,7 @@ _CHECKS: dict[str, dict[str, _Function]] = {
         "the configuration is plain": _config_is_plain,
         "packaged recipes load": _recipes_load,
         "packaged weights are whole": _weights_are_whole,
+        "what needs weights says so": _untrained_parts_say_so,
         "only public names are used": _uses_public_names,
     },
     "restorer": {
@@ -583,8 +620,12 @@ def _seeded(seed: int, make: Callable[[], T]) -> T:
         return make()
 
 
+def _settings(method: Method) -> Mapping[str, Any]:
+    return method.settings if isinstance(method, _Configured) else {}
+
+
 def _build(method: Method, part: str) -> Part:
-    changes = method.settings if isinstance(method, _Configured) else {}
+    changes = _settings(method)
     if part in method.weights:
         loaded: Part = plugins.load(method.name, cast(Any, part), **changes)
         return loaded
@@ -696,7 +737,8 @@ def _check_refused(what: str, call: Callable[[], Any]) -> None:
 
 def _task_config(method: Method) -> Any:
     """The recipe ``smoke``, which is made for this, or the defaults."""
-    return config.recipe(method, "smoke" if "smoke" in config.recipes(method) else None)
+    settings = config.recipe(method, "smoke" if "smoke" in config.recipes(method) else None)
+    return config.replace(settings, _settings(method))
 
 
 def _tasks(method: Method) -> Iterator[tuple[str, Task, Any, Callable[[], Task]]]:
@@ -712,6 +754,10 @@ def _tasks(method: Method) -> Iterator[tuple[str, Task, Any, Callable[[], Task]]
         for number, name in enumerate(method.tasks):
             cls: Any = method.resolve(name)
 
+            # All stages are asked whether they can use the faces before the first one is trained.
+            for train in (True, False):
+                _seeded(0, partial(cls, settings)).dataset(faces, train=train)
+
             def start(cls: Any = cls, number: int = number, exports: Any = exports) -> Task:
                 task: Task = _seeded(0, partial(cls, settings))
                 if number:
@@ -720,7 +766,7 @@ def _tasks(method: Method) -> Iterator[tuple[str, Task, Any, Callable[[], Task]]
 
             task = start()
             yield name, task, faces, start
-            exports = copy.deepcopy(dict(task.exports()))
+            exports = {**exports, **copy.deepcopy(dict(task.exports()))}
 
 
 @contextlib.contextmanager

@@ -250,7 +250,9 @@ class _Run:
             setattr(self.task, name, wrapped)
         if state is not None:
             self.step, self.seconds = state["step"], state["seconds"]
-            self.best, self.scores = state["best"], state["scores"]
+            self.scores = state["scores"]
+            # The best of another figure is no measure for this one.
+            self.best = state["best"] if state.get("best of", self.task.best) == self.task.best else None
 
     def _load(self, thing: Any, name: str, states: Mapping[str, Any]) -> None:
         try:
@@ -275,6 +277,7 @@ class _Run:
                 "steps": self.training.steps,
                 "seconds": self.seconds,
                 "best": self.best,
+                "best of": self.task.best,
                 "scores": self.scores,
                 "networks": {name: network.state_dict() for name, network in self.networks.items()},
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

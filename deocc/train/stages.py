@@ -183,7 +183,7 @@ def run(
             task = method.resolve(stage)(config)
             if exports:
                 _start(task, exports, f"stage {stage!r} of {method.name}")
-            fit(
+            folder = fit(
                 task,
                 train_faces,
                 eval_faces,
@@ -195,7 +195,10 @@ def run(
                 started=digests,
             )
             given.clear()
-        for path in _exported(out / stage):
+            found_here = sorted(folder.glob("*.safetensors"))
+        else:
+            found_here = _exported(out / stage)
+        for path in found_here:
             if path.stem in given:
                 continue  # weights that are given go before those of an earlier stage
             exports[path.stem], card_of = weights.read(path, method=method.name, part=path.stem)

@@ -13,7 +13,7 @@ import torch
 from deocc import judge, weights
 from deocc.errors import UsageError
 from deocc.files import sha256
-from deocc.judge.parts import Loaded, _key, load_occluder, load_recognizers, load_restorers, source_digest, state_digest
+from deocc.judge.parts import Loaded, _key, load_occluder, load_recognizers, load_restorers, state_digest
 
 BOTH = 'restorer="{module}_parts:Learned", recognizer="{module}_parts:Embed", occluder="{module}_parts:Grey",'
 
@@ -171,12 +171,3 @@ def test_a_weights_file_goes_to_the_part_that_its_card_names(
         judge.quality(packed, restorers=[nothing], recognizers=["mine"], weight_files={"mine": file})
     with pytest.raises(UsageError, match="'mine' has two files for its restorer"):
         judge.quality(packed, restorers=["mine"], recognizers=[pixels], weight_files={"mine": [file, file]})
-
-
-def test_code_without_a_file_is_never_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = type("Mine", (), {"__module__": "nowhere"})
-    monkeypatch.setitem(sys.modules, "nowhere", type(sys)("nowhere"))
-    assert source_digest(nowhere) != source_digest(nowhere)
-    monkeypatch.setattr(sys.modules["nowhere"], "__file__", "<stdin>", raising=False)
-    assert source_digest(nowhere) != source_digest(nowhere)
-    assert source_digest(Loaded) == source_digest(Loaded)

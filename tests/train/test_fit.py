@@ -260,6 +260,25 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path) ->
     assert state["step"] == 2
 
 
+class Rising(TinyTask):
+    """Two figures; one grows with the steps."""
+
+    best = "-error"
+
+    def evaluate(self, batch: Any) -> Mapping[str, float]:
+        self.looked = getattr(self, "looked", 0) + 1
+        return {**super().evaluate(batch), "rising": 100.0 + self.looked}
+
+
+def test_the_best_of_another_figure_is_no_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rising, "best", "-rising")
+    fit(Rising(settings(checkpoint_every=4)), range(10), range(7), tmp_path, progress=False, stop_after=8)
+    assert weights.read_card(tmp_path / "best/restorer.safetensors")["steps"] == 4
+    monkeypatch.setattr(Rising, "best", "rising")
+    fit(Rising(settings(checkpoint_every=4)), range(10), range(7), tmp_path, progress=False)
+    assert weights.read_card(tmp_path / "best/restorer.safetensors")["steps"] == 12
+
+
 def test_without_evaluation_the_last_weights_are_exported(tmp_path: Path) -> None:
     assert fit(build(), range(10), None, tmp_path, progress=False) == tmp_path / "last"
     assert (tmp_path / "last/restorer.safetensors").exists()
