@@ -334,6 +334,15 @@ def test_methods_that_lack_something_else(install, capsys):
     assert re.search(r"^asking .* restorer needs a model$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_part_that_is_none_breaks_only_itself(install, capsys):
+    install("odd", extra='restorer="collections:OrderedDict",')
+    install("mine")
+    main(["methods"])
+    said = capsys.readouterr().out
+    assert re.search(r"^odd .* broken: its restorer is no part \(AttributeError: ", said, re.MULTILINE)
+    assert re.search(r"^mine .* ready$", said, re.MULTILINE)
+
+
 def test_data_pack_and_check(photos, tmp_path, capsys):
     pack = tmp_path / "packs" / "one"
     write_image(photos / "nobody.png", np.full((64, 64, 3), 90, np.uint8))

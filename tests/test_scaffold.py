@@ -94,6 +94,11 @@ def test_name_of_an_installed_method(tmp_path, monkeypatch):
         new_plugin("mine", "restorer", tmp_path)
 
 
+def test_name_of_an_installed_package(tmp_path):
+    with pytest.raises(UsageError, match="a package 'deocc_opencv' is installed already, which 'opencv' would replace"):
+        new_plugin("opencv", out=tmp_path)
+
+
 def test_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

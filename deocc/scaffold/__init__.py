@@ -6,6 +6,7 @@ The files are in ``template/``: ``common`` for every plugin, and one folder for 
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import re
 import secrets
 import shutil
@@ -33,7 +34,7 @@ def new_plugin(name: str, part: str = "restorer", out: str | Path = ".") -> Path
         the folder that was written.
 
     Raises:
-        UsageError: the name cannot be used or is taken by an installed method, or there is no such part.
+        UsageError: the name cannot be used or is taken by an installed method or package, or there is no such part.
         InputError: the folder is there already, or cannot be written.
     """
     from deocc.config import did_you_mean
@@ -47,10 +48,14 @@ def new_plugin(name: str, part: str = "restorer", out: str | Path = ".") -> Path
         )
     if name in names():
         raise UsageError(f"a method named {name!r} is installed already; choose another name")
+    package = f"deocc_{name.replace('-', '_')}"
+    if importlib.util.find_spec(package) is not None:
+        raise UsageError(
+            f"a package {package!r} is installed already, which {name!r} would replace; choose another name"
+        )
     target = Path(out) / f"deocc-{name}"
     if target.exists():
         raise InputError(f"{target} exists already and is not overwritten")
-    package = f"deocc_{name.replace('-', '_')}"
     title = "".join(word.capitalize() for word in name.split("-"))
     words = {
         "name": name,
