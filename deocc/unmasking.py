@@ -177,12 +177,14 @@ def _restore(
     with torch.no_grad():
         restored = restorer(to_tensor(before), given)
     after = to_uint8(restored.image)
-    for image, old, where in zip(after, before, restored.occlusion[:, 0].cpu().numpy(), strict=True):
+    # A restorer may have used gradients of its own.
+    hides = restored.occlusion.detach().cpu().float()[:, 0]
+    for image, old, where in zip(after, before, hides.numpy(), strict=True):
         visible = old[where == 0]
         if visible.size and (visible == visible[:, :1]).all():  # a black-and-white photo
             image[:] = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
-    occlusion = (restored.occlusion.cpu().float()[:, 0] * 255).round().to(torch.uint8).numpy()
-    extras = {name: values.cpu().float().numpy() for name, values in restored.extras.items()}
+    occlusion = (hides * 255).round().to(torch.uint8).numpy()
+    extras = {name: values.detach().cpu().float().numpy() for name, values in restored.extras.items()}
     return [
         UnmaskedFace(
             box=face.box,

@@ -156,6 +156,27 @@ def test_what_is_transparent_in_an_occlusion_is_not_occluded(photo, hidden, dete
     assert (read_occlusion(tmp_path / "strokes.png", photo) == hidden).all()
 
 
+class Optimise(Paint):
+    """Searches for what it paints, by gradients of its own."""
+
+    def restore(self, image, occlusion):
+        restored = super().restore(image, occlusion)
+        with torch.enable_grad():
+            searched = torch.zeros_like(image, requires_grad=True)
+            (slope,) = torch.autograd.grad((searched - restored.image).square().sum() / 2, searched)
+            found = searched - slope
+        return restored._replace(image=found, extras={"searched": found.clamp(0, 1)})
+
+
+def test_a_restorer_may_use_gradients(photo, hidden, detector):
+    one, other = (
+        unmask(photo, occlusion=hidden, restorer=restorer, detector=detector)
+        for restorer in (Optimise(None), Paint(None))
+    )
+    assert (one.photo == other.photo).all()
+    assert one.faces[0].extras["searched"].shape == (3, 128, 128)
+
+
 def test_no_face(detector):
     grey = np.full((200, 300, 3), 128, np.uint8)
     with pytest.raises(InputError, match="no face was found"):

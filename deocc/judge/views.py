@@ -170,7 +170,7 @@ def restored_crops(restorer: Loaded, crops: U8, hidden: U8, names: Sequence[str]
         given = torch.from_numpy(hidden[start : start + BATCH, None]) / 255 if restorer.given else None
         with restorer.lock, torch.no_grad():
             restored = restorer.part(to_tensor(crops[start : start + BATCH]), given)
-        image, occlusion = restored.image.float().cpu(), restored.occlusion.float().cpu()
+        image, occlusion = (value.detach().float().cpu() for value in (restored.image, restored.occlusion))
         for name, one in zip(names[start : start + BATCH], image, strict=True):
             if not bool(torch.isfinite(one).all()):
                 raise InputError(f"the restorer {restorer.key!r} returned values that are not finite for {name}")

@@ -162,10 +162,11 @@ class _Run:
         stream = BatchStream(len(self.dataset), training.batch, training.seed, first, stop, rank=rank, world=world)
         batches = iter(loader(self.dataset, stream, workers=training.workers, device=engine.device))
         pending: list[Mapping[str, Tensor | float]] = []
-        if first == training.steps and not self._exported():  # training.steps was lowered to where the run stood
-            if self.held_out is not None:
-                self._evaluate(bar)
-            self._export("last")
+        if first == training.steps:
+            if engine.is_global_zero and not self._exported():  # training.steps was lowered to where the run stood
+                if self.held_out is not None:
+                    self._evaluate(bar)
+                self._export("last")
             engine.barrier()
         started = since = time.monotonic()
         while self.step < stop:
