@@ -205,6 +205,7 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
         "weights": _joint([*own, *read]),
         "config": settings,
         "crop": [part.crop_size, float(part.crop_zoom)],
+        "device": str(part.device),
     }
     return Loaded(part, card, result, identity, threading.Lock())
 

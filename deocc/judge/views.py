@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -197,7 +198,9 @@ class _Pass:
         self.restorers, self.recognizers, self.networks = restorers, recognizers, networks
         self.crops = list(dict.fromkeys(restorer.crop for restorer in restorers))
         self.views = Views()
-        common = {"version": VERSION, "deocc": deocc.__version__}
+        # Each decides pixels or vectors, if only in their last digits.
+        libraries = {"torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__}
+        common = {"version": VERSION, "deocc": deocc.__version__, **libraries}
         masked = {**common, "masks": occluding.identity}
         identity = {network.key: network.identity for network in networks}
 
