@@ -94,9 +94,11 @@ def test_name_of_an_installed_method(tmp_path, monkeypatch):
         new_plugin("mine", "restorer", tmp_path)
 
 
-def test_name_of_an_installed_package(tmp_path):
-    with pytest.raises(UsageError, match="a package 'deocc_opencv' is installed already, which 'opencv' would replace"):
-        new_plugin("opencv", out=tmp_path)
+def test_name_of_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "deocc_taken").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match="a package 'deocc_taken' is installed already, which 'taken' would replace"):
+        new_plugin("taken", out=tmp_path)
 
 
 def test_unwritable_place(tmp_path):
