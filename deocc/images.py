@@ -38,6 +38,7 @@ MAX_PIXELS = 100_000_000
 """The largest image that :func:`read_image` decodes unless told otherwise: 100 megapixels."""
 
 _MAX_BYTES = 1 << 30
+_MAX_PROFILE = 1 << 24
 _AFTER_IHDR = 33  # the signature of a PNG and its first chunk, which is always as long
 # Suffix -> OpenCV's options, longest side that the format can hold (for PNG, that OpenCV reads again).
 _WRITERS: dict[str, tuple[list[int], int]] = {
@@ -107,7 +108,10 @@ def read_profile(path: str | os.PathLike[str]) -> bytes | None:
         elif data.startswith(b"\x89PNG\r\n\x1a\n"):
             # A name, which ends with 0; the number of the compression method, of which there is one; the profile.
             found = next((content for name, content in _png_chunks(data) if name == b"iCCP"), b"")
-            profile = zlib.decompress(found[found.index(0) + 2 :]) if found else b""
+            # A few bytes can unpack to gigabytes; what is cut off is no profile.
+            unpacker = zlib.decompressobj()
+            profile = unpacker.decompress(found[found.index(0) + 2 :], _MAX_PROFILE) if found else b""
+            profile = profile if unpacker.eof else b""
         elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             profile = next((content for name, content in _webp_chunks(data) if name == b"ICCP"), b"")
         else:

@@ -471,6 +471,8 @@ def test_a_profile_that_does_not_fit_or_is_damaged_is_none(save: Save, tmp_path:
     assert read_profile(save("cmyk.jpg", with_profile(jpeg, bytes(16) + b"CMYK"))) is None
     assert read_profile(save("cut.jpg", with_profile(jpeg, PROFILE)[:5000])) is None
     assert read_profile(save("bad.png", png[:33] + chunk(b"iCCP", b"name\0\0none") + png[33:])) is None
+    bomb = chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(16) + b"RGB " + bytes(1 << 25)))
+    assert read_profile(save("bomb.png", png[:33] + bomb + png[33:])) is None
     assert read_profile(save("bad.bmp", encode(".bmp", picture()))) is None
     with pytest.raises(InputError, match="no file"):
         read_profile(tmp_path / "missing.png")

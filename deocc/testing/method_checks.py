@@ -204,8 +204,7 @@ def _untrained_parts_say_so(method: Method) -> None:
         cls: Any = method.resolve(part)
         if part in method.weights or cls.needs_weights or cls.lacks():
             continue
-        settings = config.replace(config.from_dict(cast(Any, method.resolve("config")), {}), _settings(method))
-        built: list[Part] = [_seeded(seed, partial(cls, settings)) for seed in (0, 1)]
+        built: list[Part] = [_seeded(seed, partial(cls, _changed_defaults(method))) for seed in (0, 1)]
         if built[0].network is not None and built[1].network is not None:
             same = _same(built[0].network.state_dict(), built[1].network.state_dict())
             _require(same, f"its {part} {cls.__name__} starts with random weights: set needs_weights = True")
@@ -624,14 +623,16 @@ def _settings(method: Method) -> Mapping[str, Any]:
     return method.settings if isinstance(method, _Configured) else {}
 
 
+def _changed_defaults(method: Method) -> Any:
+    return config.replace(config.recipe(method), _settings(method))
+
+
 def _build(method: Method, part: str) -> Part:
-    changes = _settings(method)
     if part in method.weights:
-        loaded: Part = plugins.load(method.name, cast(Any, part), **changes)
+        loaded: Part = plugins.load(method.name, cast(Any, part), **_settings(method))
         return loaded
     cls: Any = method.resolve(part)
-    settings = config.replace(config.from_dict(cast(Any, method.resolve("config")), {}), changes)
-    built: Part = _seeded(0, partial(cls, settings))
+    built: Part = _seeded(0, partial(cls, _changed_defaults(method)))
     if built.network is not None:
         built.network.eval().requires_grad_(False)
     return built
