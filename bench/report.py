@@ -21,16 +21,16 @@ OURS, OTHER, EAGER = "#1b6ca8", "#9dc3e0", "#c0562f"
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """What is to be drawn of all files, the newest of every name, and the machine of the newest file."""
+    """What is to be drawn of all files, the newest of every name, and the machine of the newest that is drawn."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     info: dict[str, Any] = {}
     files = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     for content in sorted(files, key=lambda content: content["datetime"]):
-        info = content["machine_info"]
         for entry in content["benchmarks"]:
             extra = entry["extra_info"]
             if "operator" in extra and (extra.get("gate") or "scaling" in extra):
                 found[extra["operator"], entry["name"]] = {"name": entry["name"], **extra}
+                info = content["machine_info"]
     if not found:
         return [], ""
     machine = f"{info['gpu'] or info['cpu']}, {info['threads']} thread(s), torch {info['torch']}"

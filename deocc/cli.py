@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import inspect
+import io
 import os
 import re
 import sys
@@ -656,7 +657,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"deocc {deocc.__version__}")
         return 0
-    debug = False
+    debug = resumes = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text, and is to be printed even so
+            stream.reconfigure(errors="backslashreplace")
     shown = warnings.showwarning
     warnings.showwarning = _warn
     try:
@@ -667,10 +671,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             description="Restore occluded faces, and measure whether that helped. Restored pixels are invented.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-        debug = command.debug
+        debug, resumes = command.debug, _resumes(getattr(command, "verb", command))
         return int(command.run())
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on where it stopped")
+        _complain("interrupted" + ("; the same command goes on where it stopped" if resumes else ""))
         return 130
     except BrokenPipeError:
         # The reader has gone, as with "deocc methods | head": nothing more can be said, at exit either.
@@ -683,6 +687,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code if isinstance(error, DeoccError) else 1
     finally:
         warnings.showwarning = shown
+
+
+def _resumes(verb: Verb) -> bool:
+    """Whether the same command goes on where it was interrupted."""
+    if isinstance(verb, Train):
+        return verb.resume
+    return isinstance(verb, (Unmask, Occlude, Pack, JudgeTask))
 
 
 def _names(texts: Sequence[str]) -> list[str]:

@@ -229,6 +229,6 @@ def _write(shown: Sequence[Shown], out: Path, method: str, seed: int) -> None:
         },
     )
     with atomic_write(out / "report.html") as file:
-        file.write(page.encode())
+        file.write(page.encode("utf-8", "backslashreplace"))
     print_table(_COLUMNS, [*rows, mean.cells()], left=2)
     print(f"{INVENTED} Pictures: {out / 'contact_sheet.png'}; report: {out / 'report.html'}")

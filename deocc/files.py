@@ -11,13 +11,19 @@ import fcntl
 import hashlib
 import os
 import secrets
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from deocc.errors import InputError, UsageError
 
-__all__ = ["atomic_write", "locked", "make_folder", "sha256"]
+__all__ = ["BAD_ARCHIVE", "atomic_write", "locked", "make_folder", "sha256"]
+
+BAD_ARCHIVE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
+"""What numpy raises on a damaged .npz."""
 
 
 @contextlib.contextmanager

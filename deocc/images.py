@@ -253,12 +253,15 @@ def _images_below(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
-    return sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
+    found = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # thumbnails, what was thrown away
+        found += [
+            Path(root, name)
+            for name in names
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -316,7 +316,7 @@ def occlude(
         hidden = np.zeros(picture.shape[:2], dtype=np.uint8)
         notes: list[dict[str, Any]] = []
         for rank, face in enumerate(faces):
-            face_seed = (seed + zlib.crc32(f"{name.as_posix()}#{rank}".encode())) % 2**31
+            face_seed = (seed + zlib.crc32(f"{name.as_posix()}#{rank}".encode("utf-8", "surrogateescape"))) % 2**31
             note = {"box": face.box.tolist(), "landmarks": face.landmarks.tolist(), "seed": face_seed}
             notes.append(note)
             try:
@@ -364,11 +364,15 @@ def _occlusion_of(item: Item, occlusion: Path | None) -> Path | None:
     """The file that says what is occluded in a photo."""
     if occlusion is None or not occlusion.is_dir():
         return occlusion
-    for suffix in (".png", *IMAGE_SUFFIXES):
-        path = (occlusion / item.relative).with_suffix(suffix)
-        if path.exists():
-            return path
-    raise InputError(f"{item.photo}: its occlusion {(occlusion / item.relative)} is missing")
+    wanted = occlusion / item.relative
+    try:
+        beside = {path.name: path for path in wanted.parent.iterdir()}
+    except OSError:
+        beside = {}
+    names = [name for name in beside if Path(name).stem == wanted.stem and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not names:
+        raise InputError(f"{item.photo}: its occlusion {wanted} is missing")
+    return beside[min(names, key=lambda name: (not name.endswith(".png"), name))]
 
 
 def _version_of(method: str) -> str:
@@ -503,7 +507,9 @@ class _Pages:
         if not self.journal.made(Path(self.path.name), self.key):
             self.journal.begin([Path(self.path.name)], self.key)
         with atomic_write(self.path) as file:
-            file.write(html("Unmasked photos", intro=intro, rows=self.rows, facts=facts).encode())
+            file.write(
+                html("Unmasked photos", intro=intro, rows=self.rows, facts=facts).encode("utf-8", "backslashreplace")
+            )
 
 
 def _small(picture: NDArray[np.uint8], side: int = 416) -> NDArray[np.uint8]:

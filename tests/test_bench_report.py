@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,15 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     done = report(tmp_path)
     assert done.returncode == 2
     assert f"there are no results in {tmp_path}" in done.stderr
+
+
+def test_the_machine_is_that_of_what_is_drawn() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    place = REPOSITORY / "bench" / "report.py"
+    spec = importlib.util.spec_from_file_location("bench_report", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _, machine = module.read(REPOSITORY / "bench" / "baselines" / "cpu-intel")
+    assert "1 thread(s)" in machine, "gates.json is of one thread, and newer files hold no bars"

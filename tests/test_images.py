@@ -525,7 +525,7 @@ def test_write_too_large_for_the_format(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_find_images(tmp_path: Path) -> None:
-    for name in ["b.JPG", "a.png", "notes.txt", "sub/c.webp", "sub/.hidden.png", "sub/deep/d.tiff"]:
+    for name in ["b.JPG", "a.png", "notes.txt", "sub/c.webp", "sub/.hidden.png", ".thumbs/a.png", "sub/deep/d.tiff"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = find_images([tmp_path])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,3 +261,23 @@ def test_what_was_made_before_a_failure_stays_the_jobs_own(
         assert len(occlude(photo, out).failures) == 1
     fail("nowhere")
     assert len(occlude(photo, out).done) == 1
+
+
+def test_an_occlusion_is_found_whatever_its_suffix(unmask: Job, photo: Path, tmp_path: Path) -> None:
+    occlusions = tmp_path / "occlusions"
+    occlusions.mkdir()
+    side = read_image(photo).shape[:2]
+    write_image(occlusions / "a.png", np.full((*side, 3), 255, np.uint8))
+    (occlusions / "a.png").rename(occlusions / "a.PNG")
+    assert unmask(photo, tmp_path / "out", occlusion=occlusions).failures == ()
+
+
+def test_a_name_that_is_no_text_is_a_name(occlude: Job, unmask: Job, photo: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(photo.parent) + b"/caf\xe9.jpg"))
+    try:
+        photo.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert occlude(odd, tmp_path / "occluded").failures == ()
+    assert unmask(odd, tmp_path / "out", report=True).failures == ()
+    assert b"caf" in (tmp_path / "out" / "report.html").read_bytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deocc.errors import InputError, UsageError
+from deocc.files import BAD_ARCHIVE
 from deocc.images import IMAGE_SUFFIXES, read_image
 
 __all__ = ["Sample", "Source"]
@@ -177,7 +177,7 @@ def read_landmarks(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names, points = archive["names"], archive["lm5"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except BAD_ARCHIVE as error:
         raise InputError(
             f"{path} cannot be used: wanted an .npz archive with the arrays names (N,) and lm5 (N, 5, 2), "
             f"got {type(error).__name__}: {error}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,7 +15,7 @@ from deocc.errors import InputError, MissingDependencyError, UsageError
 from deocc.faces.crop import Points
 from deocc.faces.face_mesh import FaceModel, default_mesh, unwrap
 from deocc.faces.matlab import read_matlab
-from deocc.files import sha256
+from deocc.files import BAD_ARCHIVE, sha256
 
 Array = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -163,7 +162,7 @@ class MorphableModel:
             raise InputError(f"{path} must be a morphable model with the suffix {', '.join(readers)}")
         try:
             parts = readers[path.suffix](path)
-        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (TypeError, *BAD_ARCHIVE) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is no morphable model that deocc reads ({error})") from error

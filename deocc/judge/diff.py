@@ -8,7 +8,6 @@ is wider than it needs to be where the pairs are the same.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deocc.errors import InputError, UsageError
+from deocc.files import BAD_ARCHIVE
 from deocc.judge.result import Figure, Part, Report, read
 from deocc.judge.statistics import accuracy, compared, figure
 from deocc.metrics.verification import Scores, resample
@@ -134,7 +134,7 @@ def read_scores(folder: Path, report: Report) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except BAD_ARCHIVE as error:
         raise InputError(f"{path} cannot be read as scores of pairs ({error})") from error
 
 

@@ -236,7 +236,10 @@ def _read(source: Source, *, kind: str, split: str = "") -> Faces:
         # Warnings belong to the process: another thread's must not be caught with them.
         with _reading, warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            image = sample.read()
+            try:
+                image = sample.read()
+            except InputError as error:  # a report names no folder of the machine
+                raise InputError(str(error).replace(str(sample.path), name)) from error
         if said:
             opened.notes[name] = str(said[0].message).replace(str(sample.path), name)
         if sample.landmarks is not None:

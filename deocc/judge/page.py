@@ -49,7 +49,7 @@ def write_page(folder: str | Path) -> Path:
     path = Path(folder) / "report.html"
     text = page(read(Path(folder) / "report.json"), Path(folder))
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
     return path
 
 

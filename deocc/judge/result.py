@@ -573,8 +573,10 @@ def write(path: str | Path, report: Report) -> None:
     values = to_dict(report)
     _finite(values, str(path))
     from_dict(Report, values, source=str(path))
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        # Of a file's name that is no text, what replaces a byte is that byte's escape in JSON too.
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def read(path: str | Path) -> Report:

@@ -299,7 +299,7 @@ def _unmatched(
         one, other = int(generator.integers(len(people))), int(generator.integers(len(known)))
         if people[one] != known[other]:
             chosen[one, other] = None
-    return np.array(list(chosen), np.int64)
+    return np.array(list(chosen), np.int64).reshape(-1, 2)
 
 
 def _ten_sets(

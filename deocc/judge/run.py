@@ -406,7 +406,7 @@ class _Album:
         return drawn
 
     def _written(self, what: str, name: str, pixels: Any) -> str:
-        mark = hashlib.sha256(f"{what}\n{name}".encode()).hexdigest()[:16]
+        mark = hashlib.sha256(f"{what}\n{name}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
         path = f"{PICTURES}/{mark}.png"
         write_image(self._out / path, pixels, overwrite=True)
         return path

@@ -48,7 +48,7 @@ def write_markdown(folder: str | Path, report: Report) -> Path:
             lines.append(f"| {cells} |")
     path = Path(folder) / "report.md"
     with atomic_write(path) as file:
-        file.write("\n".join((*lines, "", report.invented, "")).encode())
+        file.write("\n".join((*lines, "", report.invented, "")).encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -160,5 +161,7 @@ class StyleLoss(nn.Module):
 def _gram(features: Tensor) -> Tensor:
     """(N, C, h, w) -> (N, C, C), divided by C h w."""
     rows = features.flatten(2)
-    # Half precision may be used for the products; what is subtracted afterwards is float32.
-    return (rows @ rows.transpose(1, 2)).float() / rows[0].numel()
+    # Half precision may be used for the products, and would overflow if it were divided afterwards; what is subtracted
+    # then is float32.
+    rows = rows / math.sqrt(rows.shape[1] * rows.shape[2])
+    return (rows @ rows.transpose(1, 2)).float()

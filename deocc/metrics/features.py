@@ -49,8 +49,9 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
     features = nn.Identity()
     features.num_features = real.shape[1]  # type: ignore[assignment]  # what torchmetrics asks a network for
     metric = FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
-    metric.update(made.double(), real=False)
+    # torchmetrics keeps its sums on the CPU.
+    metric.update(real.double().cpu(), real=True)
+    metric.update(made.double().cpu(), real=False)
     return max(0.0, float(metric.compute()))
 
 

@@ -63,7 +63,8 @@ def contact_sheet(
     left = _MARGIN + max((_text_width(line, 0.5) for label in lines for line in label), default=-_GAP) + _GAP
     top = _MARGIN + (36 if title else 0) + (26 if columns else 0)
     grid_width = width * (cell + _GAP) - _GAP
-    right = max(left + grid_width, _MARGIN + _text_width(_ascii(title), 0.7), _MARGIN + _text_width(_ascii(note), 0.45))
+    below = left if lines else _MARGIN  # where the note begins
+    right = max(left + grid_width, _MARGIN + _text_width(_ascii(title), 0.7), below + _text_width(_ascii(note), 0.45))
     bottom = top + len(rows) * (cell + _GAP) - _GAP
     sheet = np.full((bottom + (26 if note else 0) + _MARGIN, right + _MARGIN, 3), _PAPER, dtype=np.uint8)
 
@@ -83,7 +84,7 @@ def contact_sheet(
                 baseline = y + cell // 2 + 6 + 20 * number - 10 * (len(lines[index]) - 1)
                 _write(sheet, line, _MARGIN, baseline, 0.42 if number else 0.5, _FAINT if number else _INK)
     if note:
-        _write(sheet, _ascii(note), _MARGIN if not lines else left, bottom + 22, 0.45, _FAINT)
+        _write(sheet, _ascii(note), below, bottom + 22, 0.45, _FAINT)
     return sheet
 
 

@@ -336,6 +336,7 @@ def test_faces_that_are_not_found_are_counted(folder: Path, nothing: Any, pixels
     assert report.verification is not None
     assert set(report.data.without_face) == {"Some_Bodya/0001.png", "Some_Bodyb/0000.png"}
     assert report.data.unreadable == ("Some_Bodyc/0002.png",)
+    assert str(tmp_path) not in str(report.data), "a report names no folder of the machine"
     assert report.verification.without_face > 0
     assert (
         report.verification.pairs + report.verification.without_face == run(folder, nothing, pixels).verification.pairs

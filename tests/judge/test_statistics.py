@@ -27,3 +27,9 @@ def test_sets_share_no_pair_where_there_are_enough(monkeypatch: pytest.MonkeyPat
         assert (len(pairs) == len(sets.probe)) is not shared
         assert np.bincount(sets.number).tolist() == [40] * SETS
         assert ((people[sets.probe] == known[sets.gallery]) == sets.same).all()
+
+
+def test_one_person_alone_is_no_pair_of_two() -> None:
+    for images in (4, 10):
+        alone = np.repeat("a", images)
+        assert len(_drawn_sets(alone, alone, seed=0).probe) == 0

@@ -108,3 +108,14 @@ def test_style_is_the_difference_of_gram_matrices(tmp_path: Path) -> None:
     assert image.grad.abs().sum() > 0
     with pytest.raises(InputError, match="1 to 5, got 6"):
         StyleLoss(path, maps=6)
+
+
+def test_style_in_half_precision_does_not_overflow(tmp_path: Path) -> None:
+    style = StyleLoss(small_alexnet(tmp_path / "alex.safetensors"), maps=1)
+    image, other = torch.rand(2, 2, 3, 128, 128)
+    with torch.no_grad():
+        style.network.convolutions[0].weight.mul_(3)
+        whole = style(image, other)
+        with torch.autocast("cpu", torch.float16):
+            half = style(image, other)
+    assert float(half) == pytest.approx(float(whole), rel=0.02)

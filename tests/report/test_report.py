@@ -127,3 +127,11 @@ def test_a_printed_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[s
         ["IMG [/copy]", ":smile:"],
         ["[red]", "\\[b]"],
     ]
+
+
+def test_what_is_invented_is_said_whole_on_a_narrow_sheet() -> None:
+    def ink(label: str) -> int:
+        sheet = contact_sheet([[RED]], labels=[label], cell=64)
+        return int((sheet[-40:-12] < 200).any(axis=2).sum())
+
+    assert ink("a") == ink("a label that is much longer than the picture is wide") > 100

@@ -24,7 +24,7 @@ from deocc.config import to_dict
 from deocc.data import PackedFaces, concatenate
 from deocc.errors import InputError, WeightsError
 from deocc.faces import Crop
-from deocc.files import atomic_write
+from deocc.files import atomic_write, sha256
 from deocc.images import to_tensor
 from deocc.method import Recognizer
 from deocc_distill.faces import recrop
@@ -33,10 +33,14 @@ FORMAT = "deocc-distill centroids 1"
 
 
 def fingerprint(recognizer: Recognizer) -> str:
-    """SHA-256 of a recognizer: its class, its configuration and, where it has a network, all of its tensors."""
+    """SHA-256 of a recognizer: its class, its configuration, the content of the files it read and, where it has a
+    network, all of its tensors."""
     digest = hashlib.sha256()
     kind = type(recognizer)
-    digest.update(json.dumps([kind.__module__, kind.__qualname__, to_dict(recognizer.config)]).encode())
+    # What a file holds counts, and not where it lies.
+    contents = {str(path): sha256(path) for path in recognizer.files}
+    settings = {name: contents.get(str(value), value) for name, value in to_dict(recognizer.config).items()}
+    digest.update(json.dumps([kind.__module__, kind.__qualname__, settings, *contents.values()]).encode())
     for name, tensor in sorted(recognizer.network.state_dict().items()) if recognizer.network is not None else ():
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -112,7 +116,8 @@ class Centroids:
         if missing:
             raise InputError(
                 f"{faces.title}: {len(missing)} of its identities (such as {missing[0]!r}) have no centroid "
-                "in the file; compute the centroids from the same packs in the same order"
+                f"in the file, which has such as {self.names[0]!r}; compute the centroids from the same packs (of "
+                "several packs, a name begins with the folder's)"
             )
         row_of = np.full(len(faces.identity_names), -1)
         row_of[used] = [place[faces.identity_names[number]] for number in used]
@@ -132,7 +137,7 @@ def compute(
         say: called with the number of faces done.
 
     Raises:
-        InputError: a face that belongs to nobody.
+        InputError: a face that belongs to nobody, or two identities of one name.
     """
     if (faces.identities < 0).any():
         raise InputError(f"{faces.title}: centroids need an identity for each face, and some have none")
@@ -150,6 +155,8 @@ def compute(
         raise InputError(f"{faces.title} holds no faces")
     counts = torch.from_numpy(np.bincount(place))[:, None]
     names = tuple(faces.identity_names[number] for number in numbers)
+    if len(set(names)) < len(names):
+        raise InputError(f"{faces.title}: several packs have the same folder's name, and an identity in common")
     return Centroids((total / counts).float(), names, teacher, fingerprint(recognizer))
 
 

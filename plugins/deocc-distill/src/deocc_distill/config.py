@@ -135,7 +135,8 @@ class Joint:
     Attributes:
         learning_rate: of SGD for the student, momentum 0.9.
         generator_learning_rate: of Adam for the de-occlusion module.
-        reconstruction: weight of the module's L1 losses.
+        reconstruction: weight of the module's L1 losses inside the hole; that of the visible pixels is
+            ``deocclusion.visible``.
     """
 
     learning_rate: float = 1e-3
@@ -155,7 +156,8 @@ class Config:
         deocclusion, distillation, joint: the training stages.
         margin: pixels by which a found occlusion is grown.
         end_to_end: whether the recognizer takes masked faces and completes them first (eq. 6), or takes completed ones.
-        restorer_weights: of the de-occlusion module inside the end-to-end recognizer.
+        restorer_weights: of the de-occlusion module inside the end-to-end recognizer; by default the packaged ones,
+            also where the student's are of another run, which has its own beside them (``restorer.safetensors``).
     """
 
     size: int = 128

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deocc import metrics
+from deocc.errors import UsageError
 from deocc.method import Engine, Task, Training
 from deocc_distill import losses
 from deocc_distill.config import Config
-from deocc_distill.faces import OccludedFaces, check_crop, to_float
+from deocc_distill.faces import OccludedFaces, check_crop, to_float, warp
 from deocc_distill.network import Deocclusion, critics, settle
 
 
@@ -26,6 +26,9 @@ class DeocclusionTraining(Task):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        step = 16 if config.deocclusion.adversarial == "none" else 32
+        if config.size % step:
+            raise UsageError(f"size must be a multiple of {step} for the networks that are trained, got {config.size}")
         network = Deocclusion(config.generator).to(memory_format=torch.channels_last)
         self.generator: nn.Module = network.generator
         self.finder: nn.Module = network.finder
@@ -161,7 +164,8 @@ class DeocclusionTraining(Task):
                 if settings.adversarial == "wgan-gp":
                     total = total + losses.critic_wgan(*pair)
                     # In float32: what half precision leaves of a derivative of a derivative is little.
-                    penalty = penalty + losses.gradient_penalty(critic, true, false, where)
+                    # So not through an engine's wrapper, which has its own precision, and its own backward.
+                    penalty = penalty + losses.gradient_penalty(getattr(critic, "module", critic), true, false, where)
                 else:
                     total = total + losses.critic_log(*pair)
             self.critic_optimizer.zero_grad(set_to_none=True)
@@ -204,8 +208,7 @@ def around(faces: Tensor, hole: Tensor) -> Tensor:
     scale, zero = side / size, torch.zeros_like(side)
     across, down = (2 * centre / size - 1 for centre in centres)
     theta = torch.stack((scale, zero, across, zero, scale, down), 1).view(count, 2, 3)
-    grid = F.affine_grid(theta, [count, faces.shape[1], size // 2, size // 2], align_corners=False)
-    return F.grid_sample(faces, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return warp(faces, theta, size // 2)
 
 
 def joined(generator: nn.Module, finder: nn.Module) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class _Distilling(Task):
         # Typed as what it becomes: an engine may wrap it.
         self.student: nn.Module = student
         self.student_crop = student.crop
+        self.faces = 1
         self.centroids = None
         if settings.cross_entropy or settings.instance == "soft":
             if not settings.centroids:
@@ -64,6 +65,8 @@ class _Distilling(Task):
             InputError: a training face whose identity has no centroid.
         """
         check_crop(faces, self.config)
+        if train:
+            self.faces = len(faces)
         rows: Sequence[int] | None = None
         if train and self.centroids is not None:
             rows = self.centroids.rows(faces).tolist()
@@ -107,7 +110,8 @@ class _Distilling(Task):
         """The teacher's unit embeddings of faces in the restorer's crop."""
         teacher = self.teacher.to(image.device)
         faces = recrop(image, self.crop, Crop(teacher.crop_size, teacher.crop_zoom))
-        return F.normalize(teacher(faces.clamp(0, 1)).float(), dim=1)
+        # Of a teacher without a torch network it comes from the CPU.
+        return F.normalize(teacher(faces.clamp(0, 1)).to(image.device).float(), dim=1)
 
     def _terms(self, student: Tensor, teacher: Tensor, row: Tensor) -> dict[str, Tensor]:
         """The terms of eq. 16, weighed."""
@@ -149,6 +153,12 @@ class DistillationTraining(_Distilling):
             self.generator, self.finder = network.generator, network.finder
         elif completion != "none":
             self.restorer = plugins.load(completion, "restorer")
+            made_for = Crop(self.restorer.crop_size, self.restorer.crop_zoom)
+            if self.restorer.network is not None and made_for != self.crop:
+                raise UsageError(
+                    f"{completion} completes crops of {made_for.size} pixels and zoom {made_for.zoom:g}: set size and "
+                    f"zoom to these and pack the faces so, got {self.crop.size} and {self.crop.zoom:g}"
+                )
         self.optimizer = torch.optim.SGD(
             self.student.parameters(),
             lr=config.distillation.learning_rate,
@@ -181,7 +191,7 @@ class DistillationTraining(_Distilling):
                 "the student learns from faces that the de-occlusion module completes: run its stage (deocclusion) "
                 "before, or start from its weights, or set distillation.completion"
             )
-        rate = self._set_learning_rate(index, int(batch["epoch"].min()))
+        rate = self._set_learning_rate(index, index * self.training.batch // self.faces)
         image, occluded = (to_float(batch, name, engine.device) for name in ("image", "occluded"))
         hole = (batch["distance"].to(engine.device) > 0).float()
         with engine.autocast():
@@ -215,7 +225,7 @@ class DistillationTraining(_Distilling):
         if self.generator is not None:
             return occluded + hole * (self.generator(occluded, hole).refined.float() - occluded)
         if self.restorer is not None:
-            return self.restorer.to(occluded.device)(occluded, hole).image
+            return self.restorer.to(occluded.device)(occluded, hole).image.to(occluded.device)
         return occluded
 
     def _half_found(self, occluded: Tensor, hole: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class OccludedFaces(Dataset[dict[str, Tensor]]):
 
     Items: ``image`` (3, S, S), ``occluded`` (3, S, S), ``occlusion`` (1, S, S) and ``distance`` (1, S, S), all uint8:
     how many pixels the nearest known pixel is away, so that the hole to complete is where it is above 0; and the
-    numbers ``epoch`` and ``row``.
+    number ``row``.
 
     Item ``index`` depends on ``index`` and ``seed`` alone; face ``index % len`` is used, occluded anew for every index.
 
@@ -48,7 +48,7 @@ class OccludedFaces(Dataset[dict[str, Tensor]]):
         return len(self.faces)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        epoch, position = divmod(index, len(self.faces))
+        position = index % len(self.faces)
         image = np.array(self.faces.images[position])
         landmarks = self.faces.landmarks[position]
         generator = np.random.default_rng([self.seed, index])
@@ -73,7 +73,7 @@ class OccludedFaces(Dataset[dict[str, Tensor]]):
         pictures["distance"] = distance[..., None]
         item = {name: torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for name, p in pictures.items()}
         row = -1 if self.rows is None else self.rows[position]
-        return item | {"epoch": torch.tensor(epoch), "row": torch.tensor(int(row))}
+        return item | {"row": torch.tensor(int(row))}
 
 
 def augment(
@@ -107,10 +107,16 @@ def recrop(faces: Tensor, source: Crop, target: Crop) -> Tensor:
     centre = back[:, :2] @ np.full(2, (target.size - 1) / 2) + back[:, 2]
     offset = (2 * centre + 1) / source.size - 1
     theta = torch.tensor(np.c_[linear, offset], dtype=torch.float32, device=faces.device)
-    grid = F.affine_grid(theta[None], [1, 3, target.size, target.size], align_corners=False)
-    grid = grid.expand(len(faces), -1, -1, -1)
-    warped = F.grid_sample(faces.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    warped = warp(faces, theta.expand(len(faces), 2, 3), target.size)
     return warped.contiguous(memory_format=torch.channels_last)
+
+
+def warp(faces: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Sample (N, C, S, S) bilinearly at (N, 2, 3) affine maps, as of ``affine_grid`` -> (N, C, size, size) float32."""
+    # Under autocast the grid is a matrix product of eight bits: a sixth of a pixel off at 128.
+    with torch.autocast(faces.device.type, enabled=False):
+        grid = F.affine_grid(theta, [len(faces), faces.shape[1], size, size], align_corners=False)
+        return F.grid_sample(faces.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def check_crop(faces: Any, config: Config) -> None:
