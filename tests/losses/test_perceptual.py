@@ -114,7 +114,7 @@ def test_style_in_half_precision_does_not_overflow(tmp_path: Path) -> None:
     style = StyleLoss(small_alexnet(tmp_path / "alex.safetensors"), maps=1)
     image, other = torch.rand(2, 2, 3, 128, 128)
     with torch.no_grad():
-        style.network.convolutions[0].weight.mul_(3)
+        style.network.convolutions[0].weight.mul_(6)
         whole = style(image, other)
         with torch.autocast("cpu", torch.float16):
             half = style(image, other)

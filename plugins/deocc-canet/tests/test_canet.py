@@ -7,7 +7,7 @@ import pytest
 import torch
 from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
-from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss
+from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss, patch_mean
 from deocc_canet.network import Completer, Network, ResidualBlock, settle, soften, spread
 from deocc_canet.restorer import Restorer
 from deocc_canet.training import JointTraining, SiameseInference
@@ -212,6 +212,16 @@ def test_edges_see_patterns_and_no_shift_of_colour() -> None:
     error[..., ::2] = -0.3  # stripes: every difference across is 0.6, none is down
     assert float(edges_loss(error, hole)) == pytest.approx(0.6)
     assert edges_loss(error, torch.zeros_like(hole)) == 0
+
+
+def test_a_discriminator_is_asked_about_what_was_completed() -> None:
+    verdict = torch.tensor([[1.0, 2], [3, 4]]).view(1, 1, 2, 2)
+    completed = torch.zeros(1, 1, 8, 8)
+    assert patch_mean(verdict, completed) == 0
+    completed[..., :4, 4:] = 1  # the whole of one patch
+    assert float(patch_mean(verdict, completed)) == pytest.approx(2)
+    completed[..., 4:, 4:6] = 1  # half of another
+    assert float(patch_mean(verdict, completed)) == pytest.approx((2 + 4 / 2) / 1.5)
 
 
 def test_the_field_loss_is_the_mean_distance() -> None:

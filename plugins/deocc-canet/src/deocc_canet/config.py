@@ -71,7 +71,8 @@ class Losses:
             alone, so that the recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
         perceptual: LPIPS; needs ``perceptual_weights``. Named in section 3.4 and given no weight there.
         perceptual_weights: safetensors file of :class:`deocc.losses.LPIPS`.
-        adversarial: hinge loss of a patch discriminator at layer 1. Named in section 3.4 and given no weight there.
+        adversarial: hinge loss of a patch discriminator at layer 1, of each patch by how much of it is completed. Named
+            in section 3.4 and given no weight there.
         edges: mean absolute difference, inside the occlusion, between what separates neighbouring pixels, at layer 1.
             It keeps the identity term from drawing patterns.
         texture_layers: Q of eq. 15.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deocc.method import Engine, Recognizer
+from deocc.ops import area_downsample
 
 _LUMA = (0.299, 0.587, 0.114)
 """Of R, G and B in the brightness (ITU-R BT.601)."""
@@ -28,6 +29,19 @@ def edges_loss(error: Tensor, hole: Tensor) -> Tensor:
     """Mean absolute difference between neighbours' errors: (N, 3, H, W) and (N, 1, H, W) -> scalar."""
     across, down = error.diff(dim=3).abs() * hole[..., 1:], error.diff(dim=2).abs() * hole[..., 1:, :]
     return (across.sum() + down.sum()) / (3 * hole.sum()).clamp(min=1)
+
+
+def patch_mean(verdict: Tensor, completed: Tensor) -> Tensor:
+    """Mean of a discriminator's verdicts, each by how much of its patch was completed; 0 where nothing was.
+
+    Patches that show the photo itself are no fakes, and would drown those that are.
+
+    Args:
+        verdict: (N, 1, h, w).
+        completed: (N, 1, H, W) of 0 and 1.
+    """
+    share = area_downsample(completed, tuple(verdict.shape[2:]))
+    return (verdict * share).sum() / share.sum().clamp(min=1e-6)
 
 
 def finder_loss(logits: Tensor, occlusion: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from deocc.method import Engine, Task, Training
 from deocc.ops import KeyQueue, area_downsample, composite, info_nce
 from deocc_canet.config import Config
 from deocc_canet.faces import OccludedFaces, check_crop
-from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_loss
+from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_loss, patch_mean
 from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, soften, spread
 
 
@@ -203,7 +203,7 @@ class JointTraining(Task):
             with engine.autocast():
                 verdict = self.discriminator(composed, hole).float()
             self.discriminator.requires_grad_(True)
-            terms["adversarial"] = -losses.adversarial * verdict.mean()
+            terms["adversarial"] = -losses.adversarial * patch_mean(verdict, completed)
         self.generator_optimizer.zero_grad(set_to_none=True)
         engine.backward(torch.stack(list(terms.values())).sum())
         logs["gradient"] = nn.utils.clip_grad_norm_(self.generator_optimizer.param_groups[0]["params"], 1.0)
@@ -215,7 +215,7 @@ class JointTraining(Task):
             with engine.autocast():
                 real = self.discriminator(image, hole).float()
                 fake = self.discriminator(composed.detach(), hole).float()
-            loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+            loss = patch_mean(F.relu(1 - real), completed) + patch_mean(F.relu(1 + fake), completed)
             self.discriminator_optimizer.zero_grad(set_to_none=True)
             engine.backward(loss)
             self.discriminator_optimizer.step()
