@@ -81,7 +81,7 @@ class Method:
         module_name, _, attribute = target.partition(":")
         try:
             value = getattr(importlib.import_module(module_name), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # one that ends the process when it is imported is broken too
             raise PluginError(
                 f"method {self.name!r}: its {part} {target!r} cannot be imported ({type(error).__name__}: {error})"
             ) from error
@@ -133,7 +133,8 @@ class Part(abc.ABC):  # noqa: B024 (each kind of part has its own abstract metho
         crop_size, crop_zoom: the aligned square crop the part was made for: its side in pixels, and the scale of the
             five-point ArcFace template inside it (1.0 is the template itself, 0.75 leaves room for hair and chin);
             see :class:`deocc.faces.Crop`.
-        files: models that it read besides its weights; a report names their SHA-256.
+        files: whatever it read besides its weights and that decides its results, the model first; a report names their
+            SHA-256, and what is kept of results is kept by it.
     """
 
     needs_weights: ClassVar[bool] = False
@@ -156,8 +157,16 @@ class Part(abc.ABC):  # noqa: B024 (each kind of part has its own abstract metho
     @property
     def device(self) -> torch.device:
         """Where the part computes."""
-        tensors = () if self.network is None else (*self.network.parameters(), *self.network.buffers())
+        tensors = self._tensors()
         return tensors[0].device if tensors else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What images are handed to the part as: its network's floating point type, float32 without one."""
+        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return () if self.network is None else (*self.network.parameters(), *self.network.buffers())
 
     def to(self, device: str | torch.device) -> Part:
         """Move the part's network, if it has one, and return the part."""
@@ -180,7 +189,7 @@ class Restorer(Part):
 
     @abc.abstractmethod
     def restore(self, image: Tensor, occlusion: Tensor | None) -> Restored:
-        """Restore checked inputs that lie on :attr:`device`; see :class:`Restored` for what to return."""
+        """Restore checked inputs of :attr:`device` and :attr:`dtype`; see :class:`Restored` for what to return."""
 
     def __call__(self, image: Tensor, occlusion: Tensor | None = None) -> Restored:
         """Restore faces.
@@ -188,6 +197,9 @@ class Restorer(Part):
         Args:
             image: (N, 3, H, W) float in [0, 1], RGB; aligned as ``crop_size`` and ``crop_zoom`` say.
             occlusion: (N, 1, H, W) float in [0, 1], 1 = occluded, or None to have it found.
+
+        Returns:
+            what was restored, the image and the occlusion in the dtype of ``image``.
 
         Raises:
             InputError: a shape, dtype or value that does not fit.
@@ -200,11 +212,12 @@ class Restorer(Part):
             raise UsageError(
                 f"{type(self).__name__} cannot find the occlusion itself; give it one (1 = occluded), got none"
             )
-        given = image.to(self.device)
-        restored = self.restore(given, None if occlusion is None else occlusion.to(self.device))
+        device, dtype = self.device, self.dtype
+        restored = self.restore(image.to(device, dtype), None if occlusion is None else occlusion.to(device, dtype))
+        restored = restored._replace(image=restored.image.to(image.dtype), occlusion=restored.occlusion.to(image.dtype))
         if self.redraws_face:
             return restored
-        return restored._replace(image=composite(given, restored.image.clamp(0, 1), restored.occlusion))
+        return restored._replace(image=composite(image.to(device), restored.image.clamp(0, 1), restored.occlusion))
 
 
 class Occluder(Part):
@@ -237,7 +250,7 @@ class Recognizer(Part):
 
     @abc.abstractmethod
     def embed(self, image: Tensor) -> Tensor:
-        """Embed checked inputs that lie on :attr:`device`: (N, 3, H, W) -> (N, D), any length."""
+        """Embed checked inputs of :attr:`device` and :attr:`dtype`: (N, 3, H, W) -> (N, D), any length."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """Embed faces.
@@ -246,7 +259,7 @@ class Recognizer(Part):
             image: (N, 3, H, W) float in [0, 1], RGB, H = W = ``crop_size``, aligned as ``crop_zoom`` says.
 
         Returns:
-            (N, D) embeddings of unit length; the score of two faces is their inner product.
+            (N, D) embeddings of unit length, float32 or finer; the score of two faces is their inner product.
 
         Raises:
             InputError: a shape, dtype or value that does not fit, or an embedding that is zero or not finite.
@@ -257,7 +270,9 @@ class Recognizer(Part):
                 f"{type(self).__name__} wants faces of {self.crop_size}x{self.crop_size} pixels, "
                 f"got {image.shape[2]}x{image.shape[3]}"
             )
-        embedding = self.embed(image.to(self.device))
+        embedding = self.embed(image.to(self.device, self.dtype))
+        # A length in half precision is off by up to four thousandths.
+        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
         norm = embedding.norm(dim=1, keepdim=True)
         if not bool((torch.isfinite(norm) & (norm > 0)).all()):
             raise InputError(f"{type(self).__name__} returned an embedding that is zero or not finite")

@@ -175,13 +175,16 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
         own = [card["sha256"]]
     elif part.network is not None:
         own = [state_digest(part.network)]
-    elif len(read) == 1:  # one file alone stands for the weights
+    elif read:  # the first file stands for the weights
         named = part.files[0]
-    besides = zip(part.files, read, strict=True) if own or len(read) > 1 else ()
+    besides = list(zip(part.files, read, strict=True))[0 if own else 1 :]
     try:
         settings = configuration.to_dict(part.config)
     except UsageError:  # a part that was handed in may have any configuration
         settings = {"": repr(part.config)}
+    # Of a file its content counts, and not where on this machine it lies.
+    contents = {str(file): digest for file, digest in zip(part.files, read, strict=True)}
+    settings = {name: contents.get(str(value), value) for name, value in settings.items()}
     result = Part(
         key=key,
         method=method,
@@ -189,7 +192,7 @@ def _loaded(part: Any, role: Role, key: str, path: Path | None, *, method: str, 
         version=_version(distribution),
         role="recognizer" if role == "recognizer" else "restorer",
         weights="" if named is None else named.name,
-        sha256="".join(own or (read if named else [])),
+        sha256="".join(own or read[:1]),
         files=tuple(f"{file.name} {digest}" for file, digest in besides),
         config=_digest(settings)[:16],
         size=part.crop_size,

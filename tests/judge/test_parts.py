@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,27 @@ def test_a_digest_of_one_thing_is_that_things(nothing: Any, tmp_path: Path) -> N
     assert alone.identity["weights"] == alone.result.sha256 == sha256(models[0])
     assert (alone.result.weights, alone.result.files) == ("a.onnx", ())
     nothing.files = models
-    assert len(load_restorers([nothing])[0].result.files) == 2
+    two = load_restorers([nothing])[0]
+    assert (two.result.weights, two.result.sha256) == ("a.onnx", sha256(models[0]))
+    assert two.result.files == (f"b.onnx {sha256(models[1])}",)
+    assert two.identity["weights"] != alone.identity["weights"]
+
+
+@dataclass(frozen=True)
+class SimpleConfig:
+    model: str
+
+
+def test_where_a_file_lies_does_not_count(nothing: Any, tmp_path: Path) -> None:
+    found = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        model = tmp_path / folder / "model.onnx"
+        model.write_bytes(b"1")
+        nothing.config, nothing.files = SimpleConfig(str(model)), (model,)
+        found.append(load_restorers([nothing])[0])
+    assert found[0].result.config == found[1].result.config
+    assert found[0].identity == found[1].identity
 
 
 @pytest.mark.parametrize(

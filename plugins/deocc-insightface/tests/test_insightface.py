@@ -72,6 +72,24 @@ def test_the_recognition_network_is_found_among_others(make):
         deocc.recognizer(f"insightface:{pack}")
 
 
+def test_a_folder_of_the_packs_name_does_not_hide_it(make, tmp_path, monkeypatch):
+    root = make()
+    (tmp_path / "here" / "pack").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert deocc.recognizer(f"insightface:pack,root={root}").files == (root / "models" / "pack" / "recognition.onnx",)
+
+
+def test_a_manifest_may_name_networks_below_it(make):
+    root = make(manifest=True)
+    pack = root / "models" / "pack"
+    (pack / "below").mkdir()
+    (pack / "recognition.onnx").rename(pack / "below" / "recognition.onnx")
+    text = (pack / "manifest.json").read_text()
+    (pack / "manifest.json").write_text(text.replace("recognition.onnx", "below/recognition.onnx"))
+    found = deocc.recognizer(f"insightface:{pack}")
+    assert [file.name for file in found.files] == ["recognition.onnx", "manifest.json"]
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_missing_pack(tmp_path, folder):
     if folder:

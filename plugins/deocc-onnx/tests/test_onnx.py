@@ -1,7 +1,9 @@
 """The network gets what its layout says, whichever runtime runs it, and whatever does not fit is said."""
 
 import importlib.resources
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,7 +111,12 @@ def test_onnxruntime_is_asked_for(make, monkeypatch):
     ("layout", "sentence"),
     [
         ("sise = 16", "unknown key 'sise'; did you mean 'size'?"),
-        ("std = [1.0, 0.0, 1.0]", "scale and std must be above 0"),
+        ("std = [1.0, 0.0, 1.0]", "zoom, scale and std must be above 0"),
+        ("zoom = nan", "zoom, scale and std must be above 0 and finite"),
+        ("scale = inf", "zoom, scale and std must be above 0 and finite"),
+        ("mean = [nan, 0, 0]", "mean must be finite"),
+        ("size = -4", "size must be at least 1"),
+        ("points = [[9001, 9001], [9002, 9001], [9001.5, 9002], [9001, 9003], [9002, 9003]]", "must lie in its input"),
         ("zoom = 0.5\npoints = [[1, 1], [2, 1], [1, 2], [1, 3], [2, 3]]", "give one of them"),
         ("points = [[9, 1], [2, 1], [6, 2], [8, 3], [3, 3]]", "must be an upright face"),
         ("points = [[5, 1], [5, 9], [6, 5], [9, 2], [9, 8]]", "must be an upright face"),
@@ -147,6 +154,27 @@ def test_two_models_side_by_side(make):
     one, two = (recognizer(make(name, f"size = 16\nmean = [{mean}, 0, 0]")) for name, mean in (("a", 0), ("b", 200)))
     assert [part.files[0].name for part in (one, two)] == ["a.onnx", "b.onnx"]
     assert not torch.allclose(one(images()), two(images()))
+
+
+def test_a_layout_counts_among_its_files(make):
+    path = make(layout="size = 16")
+    assert [file.name for file in recognizer(path).files] == ["tiny.onnx", "tiny.toml"]
+
+
+def test_an_image_with_a_gradient_is_taken(make):
+    made = recognizer(make(layout="size = 16"))
+    assert torch.equal(made(images().requires_grad_()), made(images()))
+
+
+def test_a_name_that_is_not_utf8_is_refused(make):
+    path = make(layout="size = 16")
+    odd = Path(os.fsdecode(os.fsencode(path.parent) + b"/m\xff.onnx"))
+    try:
+        path.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(InputError, match="must be UTF-8"):
+        deocc.recognizer("onnx", model=odd)
 
 
 @pytest.mark.slow

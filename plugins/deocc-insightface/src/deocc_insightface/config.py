@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Config:
-    """Which model pack: the folder ``root/models/pack``, or ``pack`` itself where that is a folder.
+    """Which model pack: the folder ``root/models/pack``, or, where there is none, ``pack`` itself.
 
     Attributes:
         pack: the pack's name, such as ``buffalo_l``, or its folder.
@@ -21,5 +21,5 @@ class Config:
     @property
     def folder(self) -> Path:
         """Where the pack's files are, whether or not they are there."""
-        given = Path(self.pack).expanduser()
-        return given if given.is_dir() else self.root.expanduser() / "models" / self.pack
+        given, installed = Path(self.pack).expanduser(), self.root.expanduser() / "models" / self.pack
+        return given if given.is_dir() and not installed.is_dir() else installed

@@ -22,6 +22,9 @@ LICENCE = (
 )
 """What is said, once a process, when a pack is loaded."""
 
+MANIFEST = "manifest.json"
+"""What a newer pack names its networks in, wherever they lie below it."""
+
 _said: set[str] = set()
 
 
@@ -33,14 +36,15 @@ class InsightFace(Recognizer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if not config.folder.is_dir() or not any(config.folder.glob("*.onnx")):
+        if not _is_pack(config.folder):
             raise WeightsError(
                 f"the model pack {config.pack!r} is missing: {config.folder} should hold its .onnx files, those of "
                 f"{Path(config.pack).name}.zip from the model-zoo release of "
                 "https://github.com/deepinsight/insightface (or say where it is: insightface:FOLDER)"
             )
         self._model, file = _recognition_model(config.folder)
-        self.files = (file,)
+        manifest = config.folder / MANIFEST
+        self.files = (file, manifest) if manifest.exists() else (file,)
         width, height = self._model.input_size
         if width != height or not isinstance(width, int) or width % 112:
             raise InputError(f"{file}: faces of 112x112 pixels, or a multiple, are wanted, got {width}x{height}")
@@ -58,7 +62,7 @@ class InsightFace(Recognizer):
         if find_spec("insightface") is None:
             return "insightface"
         folder = Config().folder
-        return "" if any(folder.glob("*.onnx")) else f"a model pack: insightface:FOLDER (there is none in {folder})"
+        return "" if _is_pack(folder) else f"a model pack: insightface:FOLDER (there is none in {folder})"
 
     def embed(self, image: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> (N, D) float32 on the CPU."""
@@ -68,6 +72,10 @@ class InsightFace(Recognizer):
         batches = [[face] for face in faces] if self._one_by_one else [faces]
         found = [np.asarray(self._model.get_feat(batch), np.float32) for batch in batches]
         return torch.from_numpy(np.concatenate(found).reshape(len(faces), -1))
+
+
+def _is_pack(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or any(folder.glob("*.onnx"))
 
 
 def _recognition_model(folder: Path) -> tuple[Any, Path]:

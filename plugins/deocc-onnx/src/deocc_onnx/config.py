@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,5 +59,11 @@ class Layout:
     def __post_init__(self) -> None:
         if self.points is not None and self.zoom != 1.0:
             raise ValueError("zoom and points say the same in two ways: give one of them")
-        if not all(value > 0 for value in (self.scale, *self.std)):
-            raise ValueError(f"scale and std must be above 0, got {self.scale:g} and {self.std}")
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if not all(value > 0 and math.isfinite(value) for value in (self.zoom, self.scale, *self.std)):
+            raise ValueError(
+                f"zoom, scale and std must be above 0 and finite, got {self.zoom:g}, {self.scale:g} and {self.std}"
+            )
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean must be finite, got {self.mean}")

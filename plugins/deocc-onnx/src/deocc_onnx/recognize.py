@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deocc.config import did_you_mean, from_toml
 from deocc.errors import InputError, MissingDependencyError, UsageError, WeightsError
-from deocc.faces import TEMPLATE_112
+from deocc.faces import TEMPLATE_112, Crop
 from deocc.method import Recognizer
 from deocc_onnx.config import Config, Layout
 
@@ -35,18 +35,26 @@ class OnnxRecognizer(Recognizer):
         super().__init__(config)
         if config.model is None:
             raise UsageError(f"the recognizer 'onnx' needs {self.lacks()}, got none")
-        if not config.model.is_file():
-            raise WeightsError(f"{config.model} is missing: an ONNX file was wanted")
-        self.layout = read_layout(config)
+        model = config.model.expanduser()
+        if not model.is_file():
+            raise WeightsError(f"{model} is missing: an ONNX file was wanted")
+        try:
+            str(model).encode()
+        except UnicodeEncodeError as error:  # OpenCV would end the process
+            raise InputError(f"{str(model)!r} cannot be read: the name of an ONNX file must be UTF-8") from error
+        self.layout, beside = read_layout(config)
         self.crop_size, self.crop_zoom, self._left, self._top = window(self.layout)
-        self._run = (_opencv if self.layout.runtime == "opencv" else _onnxruntime)(config.model, self.layout)
-        self.files = (config.model,)
+        Crop(self.crop_size, self.crop_zoom)
+        self._run = (_opencv if self.layout.runtime == "opencv" else _onnxruntime)(model, self.layout)
+        self.files = (model, beside)
         # Whatever does not fit shows now, and not in the middle of a long job.
         noise = torch.rand(2, 3, self.crop_size, self.crop_size, generator=torch.Generator().manual_seed(0))
         alone, together = self.embed(noise[1:]), self.embed(noise)
         self.dimensions = alone.shape[1]
+        if not bool(torch.isfinite(together).all()):
+            raise InputError(f"{model} gives embeddings that are not finite: is its layout right (scale, mean, std)?")
         if together.shape != (2, self.dimensions) or float((together[1] - alone[0]).norm() / alone.norm()) > 0.01:
-            raise InputError(f"{config.model} does not take two faces at once: its layout must say batch = false")
+            raise InputError(f"{model} does not take two faces at once: its layout must say batch = false")
 
     @classmethod
     def lacks(cls) -> str:
@@ -58,7 +66,7 @@ class OnnxRecognizer(Recognizer):
         layout, size = self.layout, self.layout.size
         if len(image) == 0:
             return torch.empty(0, self.dimensions)
-        cut = image[:, :, self._top : self._top + size, self._left : self._left + size].cpu().float()
+        cut = image[:, :, self._top : self._top + size, self._left : self._left + size].detach().cpu()
         if layout.channels == "bgr":
             cut = cut.flip(1)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (layout.mean, layout.std))
@@ -74,30 +82,32 @@ class OnnxRecognizer(Recognizer):
         return torch.from_numpy(np.concatenate(found).astype(np.float32))
 
 
-def read_layout(config: Config) -> Layout:
-    """The layout of the model.
+def read_layout(config: Config) -> tuple[Layout, Path]:
+    """The layout of the model, and its file.
 
     Raises:
         UsageError: no such packaged layout, or a field that is not right.
         InputError: the file is missing or not TOML.
     """
     assert config.model is not None
-    packaged = importlib.resources.files("deocc_onnx") / "layouts"
-    known = sorted(item.name.removesuffix(".toml") for item in packaged.iterdir())
+    packaged = Path(str(importlib.resources.files("deocc_onnx"))) / "layouts"
+    known = sorted(item.stem for item in packaged.iterdir())
     if config.layout is None:
-        path = config.model.with_suffix(".toml")
+        path = config.model.expanduser().with_suffix(".toml")
         if not path.is_file():
             raise InputError(
                 f"{path} is missing: it says how {config.model.name} wants its faces; write it, or give another file "
                 f"or the name of a packaged layout ({', '.join(known)}) as layout=..."
             )
-        return from_toml(Layout, path)
+        return from_toml(Layout, path), path
     name = str(config.layout)
     if name in known:
-        return from_toml(Layout, (packaged / f"{name}.toml").read_text(encoding="utf-8"))
+        path = packaged / f"{name}.toml"
+        return from_toml(Layout, path), path
     if config.layout.suffix != ".toml":
         raise UsageError(f"there is no packaged layout {name!r}; {did_you_mean(name, known)} (a file ends in .toml)")
-    return from_toml(Layout, config.layout)
+    path = config.layout.expanduser()
+    return from_toml(Layout, path), path
 
 
 def window(layout: Layout) -> tuple[int, float, int, int]:
@@ -110,7 +120,7 @@ def window(layout: Layout) -> tuple[int, float, int, int]:
         the crop's size and zoom, and the input's left and top edge in the crop.
 
     Raises:
-        UsageError: the points do not look like a face's.
+        UsageError: the points do not look like a face's, or lie far outside the input.
     """
     if layout.points is None:
         return layout.size, layout.zoom, 0, 0
@@ -125,6 +135,8 @@ def window(layout: Layout) -> tuple[int, float, int, int]:
         )
     x, y = points.mean(axis=0) + along * (56 - template.mean(axis=0))  # the middle of the template, in the input
     half = max(x, layout.size - x, y, layout.size - y)
+    if half > 2 * layout.size:
+        raise UsageError(f"the points of a layout must lie in its input of {layout.size} pixels, got {layout.points}")
     size = 2 * math.ceil(half - 1e-3)
     left, top = (min(max(round(size / 2 - middle), 0), size - layout.size) for middle in (x, y))
     return size, float(112 * along / size), left, top
