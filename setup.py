@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,9 @@ def plan() -> Plan:
         return Plan(mode, reason="built with DEOCC_BUILD=none")
 
     decided = Plan(mode)
+    for variable in ("CXX", "CUDACXX"):
+        if (program := os.environ.get(variable)) and find(program) is None:
+            sys.exit(f"{variable} must be a compiler that is there (without arguments), got {program!r}")
     wanted = {
         "c++": find("c++", os.environ.get("CXX"), "g++", "clang++"),
         "cmake": find("cmake"),
@@ -110,12 +114,18 @@ class BuildExtension(build_ext):
         kind = "-".join(["sanitize" if sanitize else "release", sys.implementation.cache_tag, sysconfig.get_platform()])
         build = ROOT / "build" / kind
         cache = build / "CMakeCache.txt"
-        if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
-            shutil.rmtree(build)  # the repository was moved or copied
+        # The repository was moved or copied, or another compiler is wanted, for which CMake would forget all options.
+        same = (
+            rf"^CMAKE_HOME_DIRECTORY:INTERNAL={re.escape(str(ROOT))}$",
+            rf"^CMAKE_CXX_COMPILER:\w+={re.escape(PLAN.programs['c++'])}$",
+        )
+        if cache.exists() and not all(re.search(line, cache.read_text(), re.MULTILINE) for line in same):
+            shutil.rmtree(build)
         definitions = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": PLAN.programs["ninja"],
             "CMAKE_CXX_COMPILER": PLAN.programs["c++"],
+            "CMAKE_CXX_FLAGS": os.environ.get("CXXFLAGS", ""),
             "DEOCC_MODE": PLAN.mode,
             "DEOCC_CUDA": "ON" if "nvcc" in PLAN.programs else "OFF",
             "DEOCC_CUDA_ARCH": os.environ.get("DEOCC_CUDA_ARCH", "80;90") if "nvcc" in PLAN.programs else "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,16 @@ from typing import Any
 from deocc.data.packed import PackedFaces, read_index
 from deocc.errors import WeightsError
 
-__all__ = ["People", "family", "is_name", "merged", "people_digests", "read_people", "training_people"]
+__all__ = [
+    "People",
+    "family",
+    "identity_digests",
+    "is_name",
+    "merged",
+    "people_digests",
+    "read_people",
+    "training_people",
+]
 
 DIGITS = 10
 """Hex digits of a digest: two of ten thousand people have the same by chance once in twenty thousand data sets."""
@@ -81,6 +91,16 @@ def training_people(faces: PackedFaces) -> list[People] | None:
     return found
 
 
+def identity_digests(faces: PackedFaces) -> list[str]:
+    """The digest of each of ``faces.identity_names``; the same for one person in two packs."""
+    found: dict[tuple[Path, str], str] = {}
+    for path in faces.paths:
+        names = [name for folder, name in faces._identity_keys if folder == path]
+        digests = people_digests(read_index(path)["source"], names)
+        found |= {(path, name): digest for name, digest in digests.items()}
+    return [found[key] for key in faces._identity_keys]
+
+
 def read_people(card: dict[str, Any], source: str | Path) -> Sequence[People] | None:
     """The people on a weights card, or None where it does not say.
 
@@ -116,4 +136,5 @@ def merged(people: Iterable[People]) -> list[People]:
 
 
 def _words(identity: str) -> list[str]:
-    return re.findall(r"[^\W_]+", identity.lower())
+    # One spelling of an accent for all: file systems differ.
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFC", identity).lower())

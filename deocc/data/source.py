@@ -145,7 +145,8 @@ def file(path: Path, wanted: str) -> Path:
 
 
 def image_names(root: Path, wanted: str = "put images there") -> list[str]:
-    """The names of all image files under ``root``, with ``/``; hidden files and folders are left out.
+    """The names of all image files under ``root``, with ``/``; hidden files and folders are left out, and links that
+    lead back to a folder above them.
 
     Raises:
         InputError: a folder cannot be read, or there is no image at all.
@@ -156,7 +157,12 @@ def image_names(root: Path, wanted: str = "put images there") -> list[str]:
 
     names = []
     for where, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        above = Path(where).resolve()
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not above.is_relative_to(Path(where, name).resolve())
+        )
         inside = Path(where).relative_to(root)
         names += [
             (inside / name).as_posix()

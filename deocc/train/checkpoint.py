@@ -101,24 +101,26 @@ class Checkpoints:
     def latest(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None where there is no checkpoint.
 
-        A damaged checkpoint gets the suffix ``.damaged``, is warned about, and the one before it is read.
+        A damaged checkpoint is warned about, and the one before it is read; then it gets the suffix ``.damaged``.
 
         Raises:
             InputError: there are checkpoints, and all of them are damaged; or one cannot be opened, or was not written
                 by this version, which is no reason to set it aside.
         """
-        damaged: list[str] = []
+        damaged: list[Path] = []
         for path in self.paths():
             try:
-                return read(path)
+                state = read(path)
             except _DamagedError as error:
-                damaged.append(path.name)
-                path.rename(path.with_name(path.name + ".damaged"))
+                damaged.append(path)
                 warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
-        if damaged:
-            raise InputError(
-                f"every checkpoint in {self.folder} is damaged ({', '.join(damaged)}): start anew elsewhere"
-            )
+                continue
+            for other in damaged:
+                other.rename(other.with_name(other.name + ".damaged"))
+            return state
+        if damaged:  # they keep their names, so that the next call does not take the folder for a new one
+            names = ", ".join(path.name for path in damaged)
+            raise InputError(f"every checkpoint in {self.folder} is damaged ({names}): start anew elsewhere")
         return None
 
 

@@ -140,6 +140,7 @@ class _Run:
             "examples": len(self.dataset),
             "training faces": _content(train_faces),
             "evaluation faces": _content(eval_faces),
+            "training labels": _labels(train_faces),
             "start": dict(started),
         }
         self.step = 0
@@ -190,6 +191,8 @@ class _Run:
                 left = (now - started) / (self.step - first) * (training.steps - self.step)
                 bar.report(self.step, rate, means, left)
                 pending, since = [], now
+            if evaluate or final or save:
+                self._check_finite()
             if evaluate:
                 self._evaluate(bar)
             if evaluate or final:
@@ -252,8 +255,9 @@ class _Run:
         if state is not None:
             self.step, self.seconds = state["step"], state["seconds"]
             self.scores = state["scores"]
-            # The best of another figure is no measure for this one.
-            self.best = state["best"] if state.get("best of", self.task.best) == self.task.best else None
+            # The best of another figure, or over other faces, is no measure for this one.
+            measured = state.get("best of", self.task.best), state.get("best over", self.training.evaluate_images)
+            self.best = state["best"] if measured == (self.task.best, self.training.evaluate_images) else None
 
     def _load(self, thing: Any, name: str, states: Mapping[str, Any]) -> None:
         try:
@@ -262,12 +266,18 @@ class _Run:
             reason = " ".join(str(error).split())
             raise UsageError(f"{self.out}: its checkpoint does not fit {name!r} of the task ({reason})") from error
 
-    def _save(self) -> None:
+    def _check_finite(self) -> None:
+        """Before anything is written over what is good."""
         for name, network in self.networks.items():
-            for key, parameter in network.named_parameters():
-                if not bool(torch.isfinite(parameter).all()):
-                    what = f"parameter {key} of network {name!r} is no longer finite"
+            whole = [("parameter", key, torch.isfinite(value)) for key, value in network.named_parameters()]
+            # A buffer may be a mask, which holds infinities.
+            whole += [("buffer", key, ~torch.isnan(value)) for key, value in network.named_buffers()]
+            for kind, key, good in whole:
+                if not bool(good.all()):
+                    what = f"{kind} {key} of network {name!r} is no longer finite"
                     raise InputError(f"training stopped at step {self.step}: {what} (the last checkpoint is good)")
+
+    def _save(self) -> None:
         if not self.engine.is_global_zero:
             return
         self.checkpoints.save(
@@ -279,6 +289,7 @@ class _Run:
                 "seconds": self.seconds,
                 "best": self.best,
                 "best of": self.task.best,
+                "best over": self.training.evaluate_images,
                 "scores": self.scores,
                 "networks": {name: network.state_dict() for name, network in self.networks.items()},
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -397,6 +408,14 @@ def _content(faces: Any) -> str | None:
         return None
     digest = hashlib.sha256(json.dumps([faces.digests, faces.names]).encode()).hexdigest()
     return f"{faces.title}, {len(faces)} faces, {digest[:12]}"
+
+
+def _labels(faces: Any) -> str | None:
+    """Whose faces these are, and what made their dense fields; None of what is not packed faces."""
+    if not isinstance(faces, PackedFaces):
+        return None
+    content = [faces.field_model, faces.identity_names, faces.identities.tolist()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str:

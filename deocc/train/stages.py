@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch import Tensor
 from deocc import config as configuration
 from deocc import plugins, weights
 from deocc.data import PackedFaces, concatenate
-from deocc.data.people import merged, read_people, training_people
+from deocc.data.people import identity_digests, merged, read_people, training_people
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.files import atomic_write
 from deocc.method import Method, Task, Training
+from deocc.train.checkpoint import Checkpoints
 from deocc.train.engine import FitEngine, SingleDevice
 from deocc.train.loop import fit
 from deocc.train.stream import seed_everything
@@ -84,6 +86,8 @@ def train(
             raise UsageError("give faces to evaluate on or a share to hold out, got both")
         train_faces, eval_faces = _hold_out(train_faces, hold_out)
         title = f"{title}, {len(eval_faces)} of them held out"
+    if eval_faces is not None:
+        _warn_known(train_faces, eval_faces)
     trained = [training_people(faces) for faces in (train_faces, eval_faces) if faces]
     changed = "".join(f" {key}={value}" for key, value in sorted(changes.items()))
     return run(
@@ -198,6 +202,7 @@ def run(
             found_here = sorted(folder.glob("*.safetensors"))
         else:
             found_here = _exported(out / stage)
+            _warn_unfinished(out / stage)
         for path in found_here:
             if path.stem in given:
                 continue  # weights that are given go before those of an earlier stage
@@ -230,6 +235,16 @@ def _exported(stage: Path) -> list[Path]:
     return sorted((stage / "best").glob("*.safetensors")) or sorted((stage / "last").glob("*.safetensors"))
 
 
+def _warn_unfinished(stage: Path) -> None:
+    state = Checkpoints(stage / "checkpoints").latest()
+    if state is not None and state["step"] < state["steps"]:
+        warnings.warn(
+            f"{stage} stands at step {state['step']} of {state['steps']}: what it last exported is gone on from",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def _add_people(details: dict[str, Any], card: dict[str, Any], path: Path | str) -> None:
     """What earlier weights were trained on, these are too; where that is not known, theirs is not either."""
     earlier, ours = read_people(card, path), read_people(details, path)
@@ -250,9 +265,28 @@ def _hold_out(faces: PackedFaces, share: float) -> tuple[PackedFaces, PackedFace
         )
     place = np.asarray(faces.identities) * share + 1e-9  # a multiple may come out just below a whole number
     held = np.floor(place) > np.floor(place - share)
+    # Somebody who is in two packs is two identities, and is held out of both.
+    digests = np.array(identity_digests(faces))[np.asarray(faces.identities)]
+    held = np.isin(digests, digests[held])
     if held.all() or not held.any():
         raise UsageError(f"{faces.title} has too few identities to hold out {share:g} of them")
     return faces.subset(~held), faces.subset(held)
+
+
+def _warn_known(train_faces: PackedFaces, eval_faces: PackedFaces) -> None:
+    """Warn of people who are evaluated on and trained on."""
+    known, asked = (
+        {digests[number] for number in set(faces.identities.tolist()) if number >= 0}
+        for faces in (train_faces, eval_faces)
+        for digests in [identity_digests(faces)]
+    )
+    if known & asked:
+        warnings.warn(
+            f"{len(known & asked)} of the {len(asked)} people evaluated on are trained on too: the figures and the "
+            "best weights are those of faces that are known",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _trainings(config: Any) -> Iterator[Training]:

@@ -95,3 +95,12 @@ def test_real_folder_of_identities(shared) -> None:
     assert len(source) == 5454
     assert all(sample.landmarks is not None for sample in source)
     assert source[0].read().shape == (160, 160, 3)
+
+
+def test_a_link_that_leads_back_is_not_followed(make, tmp_path: Path) -> None:
+    root = make(tmp_path / "people", ["ann/1.png", "bob/1.png"])
+    (root / "latest").symlink_to(".")
+    (root / "ann" / "up").symlink_to("..")
+    make(tmp_path / "elsewhere", ["1.png"])
+    (root / "cid").symlink_to(tmp_path / "elsewhere")
+    assert IdentityFolder(root).names == ("ann/1.png", "bob/1.png", "cid/1.png")

@@ -176,8 +176,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(tmp_pa
 def test_all_checkpoints_damaged_is_an_error(tmp_path: Path) -> None:
     train(tmp_path, stop_after=3)
     (tmp_path / "checkpoints/step-00000003.safetensors").write_bytes(b"")
-    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match=r"every checkpoint in .* is damaged"):
-        train(tmp_path)
+    for _ in range(2):  # again, as a scheduler does: the folder is no new run
+        with pytest.warns(RuntimeWarning), pytest.raises(InputError, match=r"every checkpoint in .* is damaged"):
+            train(tmp_path)
 
 
 def test_a_run_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
@@ -258,6 +259,27 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path) ->
     state = Checkpoints(tmp_path / "checkpoints").latest()
     assert state is not None
     assert state["step"] == 2
+
+
+def test_weights_that_are_not_finite_replace_no_good_ones(tmp_path: Path) -> None:
+    config = settings(evaluate_every=1, checkpoint_every=12)
+    with pytest.raises(InputError, match="stopped at step 3"):
+        fit(Overflowing(config), range(10), range(7), tmp_path, progress=False)
+    assert weights.read_card(tmp_path / "last/restorer.safetensors")["steps"] == 2
+
+
+def test_the_best_over_other_faces_is_no_measure(tmp_path: Path) -> None:
+    train(tmp_path, settings(evaluate_images=1), stop_after=6)
+    state = Checkpoints(tmp_path / "checkpoints").latest()
+    assert state is not None
+    assert state["best"] is not None
+    task = build(settings(evaluate_images=6))
+    fit(task, range(10), range(7), tmp_path, progress=False, stop_after=6)
+    scores = [json.loads(line).get("evaluation") for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    later = [one["error"] for one in scores if one][-2:]  # of steps 8 and 12
+    state = Checkpoints(tmp_path / "checkpoints").latest()
+    assert state is not None
+    assert state["best"] == min(later)
 
 
 class Rising(TinyTask):

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from deocc import plugins, weights
 from deocc.config import from_toml
-from deocc.data import IdentityFolder, ImageFolder, PackedFaces, pack
+from deocc.data import IdentityFolder, ImageFolder, PackedFaces, concatenate, pack
 from deocc.data.people import People, read_people, training_people
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.faces import TEMPLATE_112, Face
 from deocc.images import write_image
 from deocc.method import Method
-from deocc.train import SingleDevice, run, stages, train
+from deocc.train import SingleDevice, fit, run, stages, train
 from deocc.train.stages import _hold_out
 
 
@@ -284,6 +284,47 @@ def test_identities_are_held_out_whole(people: Path) -> None:
         _hold_out(faces.subset(faces.identities == 0), 0.25)
 
 
+def test_somebody_in_two_packs_is_held_out_of_both(tmp_path: Path, people: Path) -> None:
+    """With one pack's numbers beside the other's, evenly spaced identities would be different people."""
+    for name, some in (("first", "abcdefgh"), ("second", "hgfe")):
+        for person in some:
+            (tmp_path / name / f"Ann_{person * 3}").mkdir(parents=True)
+            write_image(tmp_path / name / f"Ann_{person * 3}/0.png", np.full((112, 112, 3), ord(person), np.uint8))
+        pack(IdentityFolder(tmp_path / name), tmp_path / f"{name}-packed", detector=Centre())  # type: ignore[arg-type]
+    packs = [PackedFaces(tmp_path / f"{name}-packed") for name in ("first", "second")]
+    rest, held = _hold_out(concatenate(packs), 0.25)
+    levels = [{int(image.mean()) for image in one.images[:]} for one in (rest, held)]
+    assert levels[0] | levels[1] == set(map(ord, "abcdefgh"))
+    assert not levels[0] & levels[1]
+
+
+def test_evaluating_on_those_trained_on_is_said(tmp_path: Path, people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "get", {"tiny": METHOD}.__getitem__)
+    with pytest.warns(RuntimeWarning, match="8 of the 8 people evaluated on are trained on too"):
+        train(
+            "tiny",
+            data=[people],
+            eval_data=[people],
+            out=tmp_path / "run",
+            overrides={"training.steps": 1},
+            progress=False,
+        )
+
+
+def test_an_unfinished_stage_is_gone_on_from_and_that_is_said(tmp_path: Path) -> None:
+    fit(
+        tiny_task.build(),
+        range(10),
+        range(7),
+        tmp_path / "first",
+        progress=False,
+        stop_after=6,
+        card={"method": "tiny"},
+    )
+    with pytest.warns(RuntimeWarning, match=r"first stands at step 6 of 12"):
+        go(tmp_path, stages=["second"])
+
+
 def test_the_card_says_who_was_trained_and_evaluated_on(
     tmp_path: Path, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +338,9 @@ def test_the_card_says_who_was_trained_and_evaluated_on(
 
 
 @pytest.mark.parametrize(("share", "number"), [(0.02, 20), (0.1, 100), (0.35, 350), (0.4, 400), (0.5, 500)])
-def test_as_many_are_held_out_as_was_asked_for(share: float, number: int) -> None:
+def test_as_many_are_held_out_as_was_asked_for(share: float, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "identity_digests", lambda faces: [str(one) for one in faces.identities])
+
     class Many:
         identities = np.arange(1000)
 
