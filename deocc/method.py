@@ -214,7 +214,9 @@ class Restorer(Part):
             )
         device, dtype = self.device, self.dtype
         restored = self.restore(image.to(device, dtype), None if occlusion is None else occlusion.to(device, dtype))
-        restored = restored._replace(image=restored.image.to(image.dtype), occlusion=restored.occlusion.to(image.dtype))
+        if image.dtype != dtype:
+            made, where = (value.to(image.dtype) for value in (restored.image, restored.occlusion))
+            restored = restored._replace(image=made, occlusion=where)
         if self.redraws_face:
             return restored
         return restored._replace(image=composite(image.to(device), restored.image.clamp(0, 1), restored.occlusion))

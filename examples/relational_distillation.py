@@ -1,8 +1,8 @@
 """Relational distillation of one embedding network into another: ``python examples/relational_distillation.py``.
 
-The student is a seventh of the teacher's size and embeds into fewer dimensions, so it cannot copy the teacher's vectors;
-it learns the distances and angles among them instead (Park et al. 2019), over all pairs and all triplets of a batch.
-Printed is how well the student's distances follow the teacher's on new inputs, before and after.
+The student is a seventh of the teacher's size and embeds into fewer dimensions, so it cannot copy the teacher's
+vectors; it learns the distances and angles among them instead (Park et al. 2019), over all pairs and all triplets of a
+batch. Printed is how well the student's distances follow the teacher's on new inputs, before and after.
 """
 
 from __future__ import annotations

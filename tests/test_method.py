@@ -191,3 +191,36 @@ def test_parts_without_a_network_compute_on_the_cpu():
     assert part.to("meta") is part
     part.network = nn.Linear(1, 1)
     assert part.to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize("image", [torch.float64, torch.float16])
+@pytest.mark.parametrize("occlusion", [torch.float32, torch.float64])
+def test_a_restorer_is_handed_what_its_network_takes_and_gives_back_what_came(image, occlusion):
+    seen = []
+
+    class Learned(Restorer):
+        network = torch.nn.Conv2d(4, 3, 1)
+
+        def restore(self, image, occlusion):
+            seen.append((image.dtype, occlusion.dtype))
+            return Restored(torch.sigmoid(self.network(torch.cat((image, occlusion), 1))), occlusion)
+
+    given, hole = torch.rand(1, 3, 8, 8).to(image), torch.zeros(1, 1, 8, 8, dtype=occlusion)
+    hole[..., 4:] = 1
+    restored = Learned(None)(given, hole)
+    assert seen == [(torch.float32, torch.float32)]
+    assert restored.image.dtype == restored.occlusion.dtype == image
+    assert torch.equal(restored.image[..., :4], given[..., :4])
+
+
+def test_embeddings_are_of_unit_length_in_half_precision_too():
+    class Learned(Recognizer):
+        network = torch.nn.Conv2d(3, 16, 1)
+
+        def embed(self, image):
+            return self.network(image).mean((2, 3))
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = Learned(None)(torch.rand(4, 3, 112, 112))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4), rtol=0, atol=1e-5)

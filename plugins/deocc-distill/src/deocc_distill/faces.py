@@ -113,6 +113,8 @@ def recrop(faces: Tensor, source: Crop, target: Crop) -> Tensor:
 
 def warp(faces: Tensor, theta: Tensor, size: int) -> Tensor:
     """Sample (N, C, S, S) bilinearly at (N, 2, 3) affine maps, as of ``affine_grid`` -> (N, C, size, size) float32."""
+    if len(faces) == 0:  # of which affine_grid makes none
+        return torch.zeros(0, faces.shape[1], size, size, device=faces.device)
     # Under autocast the grid is a matrix product of eight bits: a sixth of a pixel off at 128.
     with torch.autocast(faces.device.type, enabled=False):
         grid = F.affine_grid(theta, [len(faces), faces.shape[1], size, size], align_corners=False)
