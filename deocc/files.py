@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from deocc.errors import InputError, UsageError
 
-__all__ = ["BAD_ARCHIVE", "atomic_write", "locked", "make_folder", "sha256"]
+__all__ = ["atomic_write", "locked", "make_folder", "sha256"]
 
 BAD_ARCHIVE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 """What numpy raises on a damaged .npz."""
