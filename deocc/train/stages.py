@@ -22,7 +22,7 @@ from deocc.data.people import identity_digests, merged, read_people, training_pe
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.files import atomic_write
 from deocc.method import Method, Task, Training
-from deocc.train.checkpoint import Checkpoints
+from deocc.train.checkpoint import Checkpoints, read
 from deocc.train.engine import FitEngine, SingleDevice
 from deocc.train.loop import fit
 from deocc.train.stream import seed_everything
@@ -236,8 +236,14 @@ def _exported(stage: Path) -> list[Path]:
 
 
 def _warn_unfinished(stage: Path) -> None:
-    state = Checkpoints(stage / "checkpoints").latest()
-    if state is not None and state["step"] < state["steps"]:
+    newest = next(iter(Checkpoints(stage / "checkpoints").paths()), None)
+    if newest is None:
+        return
+    try:
+        state = read(newest)
+    except InputError:  # of a damaged one nothing is needed but what it exported
+        return
+    if state["step"] < state["steps"]:
         warnings.warn(
             f"{stage} stands at step {state['step']} of {state['steps']}: what it last exported is gone on from",
             RuntimeWarning,
