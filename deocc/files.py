@@ -22,7 +22,16 @@ from deocc.errors import InputError, UsageError
 
 __all__ = ["atomic_write", "locked", "make_folder", "sha256"]
 
-BAD_ARCHIVE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
+BAD_ARCHIVE = (
+    OSError,
+    KeyError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 """What numpy raises on a damaged .npz."""
 
 

@@ -212,8 +212,17 @@ def test_interrupt(tmp_path):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("deocc: interrupted")
+    assert err.splitlines()[-1] == "deocc: interrupted; the same command goes on where it stopped"
     assert not [name for name in files_of(tmp_path / "out") if Path(name).name.startswith(".")]
+
+
+def test_interrupt_of_what_begins_anew(deocc, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deocc.demo.demo", stop)
+    outcome = deocc("demo", "-o", tmp_path)
+    assert (outcome.code, outcome.err.strip()) == (130, "deocc: interrupted")
 
 
 # Occlusions --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +35,19 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     assert f"there are no results in {tmp_path}" in done.stderr
 
 
-def test_the_machine_is_that_of_what_is_drawn() -> None:
+def test_the_machine_is_that_of_what_is_drawn(tmp_path: Path) -> None:
+    """Not that of a newer file of which nothing is."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    place = REPOSITORY / "bench" / "report.py"
-    spec = importlib.util.spec_from_file_location("bench_report", place)
+    spec = importlib.util.spec_from_file_location("bench_report", REPOSITORY / "bench" / "report.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    _, machine = module.read(REPOSITORY / "bench" / "baselines" / "cpu-intel")
-    assert "1 thread(s)" in machine, "gates.json is of one thread, and newer files hold no bars"
+    for name, day, threads, extra in (("old", 1, 1, {"operator": "f", "gate": True}), ("new", 2, 2, {})):
+        content = {
+            "datetime": f"2026-01-0{day}",
+            "machine_info": {"gpu": "", "cpu": "a processor", "threads": threads, "torch": "2"},
+            "benchmarks": [{"name": name, "extra_info": extra}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert module.read(tmp_path)[1] == "a processor, 1 thread(s), torch 2"

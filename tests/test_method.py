@@ -224,3 +224,10 @@ def test_embeddings_are_of_unit_length_in_half_precision_too():
         found = Learned(None)(torch.rand(4, 3, 112, 112))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4), rtol=0, atol=1e-5)
+
+
+def test_a_part_that_ends_the_process_is_broken_alone(tmp_path, monkeypatch):
+    (tmp_path / "ends_the_process.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match="its restorer 'ends_the_process:R' cannot be imported"):
+        Method(api=1, name="mine", config="nowhere:Config", restorer="ends_the_process:R").resolve("restorer")

@@ -18,7 +18,7 @@ from torch import Tensor
 from deocc import config as configuration
 from deocc import plugins, weights
 from deocc.data import PackedFaces, concatenate
-from deocc.data.people import identity_digests, merged, read_people, training_people
+from deocc.data.people import People, identity_digests, merged, read_people, training_people
 from deocc.errors import InputError, UsageError, WeightsError
 from deocc.files import atomic_write
 from deocc.method import Method, Task, Training
@@ -86,9 +86,9 @@ def train(
             raise UsageError("give faces to evaluate on or a share to hold out, got both")
         train_faces, eval_faces = _hold_out(train_faces, hold_out)
         title = f"{title}, {len(eval_faces)} of them held out"
-    if eval_faces is not None:
-        _warn_known(train_faces, eval_faces)
     trained = [training_people(faces) for faces in (train_faces, eval_faces) if faces]
+    if eval_data:
+        _warn_known(*trained)
     changed = "".join(f" {key}={value}" for key, value in sorted(changes.items()))
     return run(
         found,
@@ -279,13 +279,9 @@ def _hold_out(faces: PackedFaces, share: float) -> tuple[PackedFaces, PackedFace
     return faces.subset(~held), faces.subset(held)
 
 
-def _warn_known(train_faces: PackedFaces, eval_faces: PackedFaces) -> None:
-    """Warn of people who are evaluated on and trained on."""
-    known, asked = (
-        {digests[number] for number in set(faces.identities.tolist()) if number >= 0}
-        for faces in (train_faces, eval_faces)
-        for digests in [identity_digests(faces)]
-    )
+def _warn_known(trained: Sequence[People] | None, evaluated: Sequence[People] | None) -> None:
+    """Warn of people who are evaluated on and trained on, as far as either is known."""
+    known, asked = ({digest for one in people or () for digest in one.digests} for people in (trained, evaluated))
     if known & asked:
         warnings.warn(
             f"{len(known & asked)} of the {len(asked)} people evaluated on are trained on too: the figures and the "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deocc.data import IdentityFolder, ImageFolder
+from deocc.data.source import read_landmarks
 from deocc.errors import InputError
 
 
@@ -104,3 +105,18 @@ def test_a_link_that_leads_back_is_not_followed(make, tmp_path: Path) -> None:
     make(tmp_path / "elsewhere", ["1.png"])
     (root / "cid").symlink_to(tmp_path / "elsewhere")
     assert IdentityFolder(root).names == ("ann/1.png", "bob/1.png", "cid/1.png")
+
+
+def test_whatever_is_damaged_in_landmarks_is_one_sentence(tmp_path: Path) -> None:
+    names = np.array([f"{number}.png" for number in range(40)])
+    points = np.random.default_rng(0).random((40, 5, 2)).astype(np.float32)
+    np.savez_compressed(tmp_path / "whole.npz", names=names, lm5=points)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 7):
+        (tmp_path / "landmarks.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_landmarks(tmp_path / "landmarks.npz")
+        except InputError:
+            refused += 1
+    assert refused > 50
