@@ -7,7 +7,7 @@ import pytest
 import torch
 from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
-from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_loss, patch_mean
+from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_losses, patch_mean
 from deocc_canet.network import Completer, Network, ResidualBlock, settle, soften, spread
 from deocc_canet.restorer import Restorer
 from deocc_canet.training import JointTraining, SiameseInference
@@ -239,16 +239,42 @@ def test_the_identity_loss_is_the_squared_distance_of_embeddings() -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 2, 3, 112, 112, generator=generator)
     wanted = 2 - 2 * (recognizer(one) * recognizer(other)).sum(1).mean()
-    found = identity_loss(recognizer, one, other, 1.0, SingleDevice(), views=False)
+    found, maps = identity_losses(recognizer, one, other, 1.0, SingleDevice(), views=False)
     assert float(found) == pytest.approx(float(wanted), abs=1e-3)
-    assert float(identity_loss(recognizer, one, one, 1.0, SingleDevice(), views=True)) == pytest.approx(0, abs=1e-6)
+    assert float(maps) == 0
+    same = identity_losses(recognizer, one, one, 1.0, SingleDevice(), views=True, layers=["conv2"])
+    assert [float(distance) for distance in same] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_the_identity_loss_by_maps_is_the_embeddings_at_every_position_of_each() -> None:
+    """The last layer's only position is the embedding; a map's distance is the mean over its positions."""
+    recognizer = deocc.recognizer("mobilefacenet")
+    network = recognizer.network
+    one, other = torch.rand(2, 2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+
+    def found(*layers: str) -> list[float]:
+        losses = identity_losses(recognizer, one, other, 1.0, SingleDevice(), views=False, layers=layers)
+        return [float(loss) for loss in losses]
+
+    embedding, at_the_end = found("bn")
+    assert at_the_end == pytest.approx(embedding, rel=1e-4)
+    first = [network.conv1((faces - network.mean) / network.std) for faces in (one, other)]
+    unit = [maps / maps.norm(dim=1, keepdim=True) for maps in first]
+    wanted = float((unit[0] - unit[1]).square().sum(1).mean())
+    assert found("conv1")[1] == pytest.approx(wanted, rel=1e-2)
+    assert found("conv1", "bn")[1] == pytest.approx(wanted + embedding, rel=1e-2)
+    assert not any(module._forward_hooks for module in network.modules())
+    network.unused = torch.nn.Identity()
+    with pytest.raises(UsageError, match="layer unused must give a tensor, got None"):
+        found("unused")
 
 
 def test_the_identity_loss_teaches_brightness_and_no_colour() -> None:
     recognizer = deocc.recognizer("mobilefacenet")
     true = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) / 2 + 0.25
     image = (true + 0.1).requires_grad_()
-    identity_loss(recognizer, image, true, 1.0, SingleDevice(), views=True).backward()
+    distance, maps = identity_losses(recognizer, image, true, 1.0, SingleDevice(), views=True, layers=["features.4"])
+    (distance + maps).backward()
     luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     brightness = image.grad.sum(1, keepdim=True)
     assert float(brightness.abs().max()) > 0
@@ -334,6 +360,7 @@ def test_the_second_stage_learns_what_it_is_asked_to(fusion: str, tmp_path) -> N
         joint__warmup="1",
         joint__training__steps="60",
         joint__losses__texture_layers="[1, 2]",
+        joint__losses__identity_maps="0.02",
     )
     torch.manual_seed(0)
     task = plugins.get("canet").resolve("joint")(settings)
@@ -343,7 +370,7 @@ def test_the_second_stage_learns_what_it_is_asked_to(fusion: str, tmp_path) -> N
     assert ("gate" in logs[0]) == (fusion == "true")
     for term in terms:
         assert float(logs[-1][term]) < 0.8 * float(logs[0][term]), term
-    assert {"identity", "edges", "adversarial", "discriminator"} <= set(logs[-1])
+    assert {"identity", "identity_maps", "edges", "adversarial", "discriminator"} <= set(logs[-1])
     Restorer(settings).network.load_state_dict(task.exports()["restorer"])
     assert all(math.isfinite(value) for value in task.evaluate(batch).values())
     assert task.preview(batch)["U"].shape == (4, 3, 128, 128)
@@ -388,6 +415,15 @@ def test_a_recognizer_without_gradients_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(plugins, "load", lambda name, part: Blind())
     with pytest.raises(UsageError, match="gradients go through, got 'dlib'"):
         JointTraining(settings_of(joint__losses__identity="0.1", joint__losses__identity_method="dlib"))
+
+
+@pytest.mark.parametrize(("layers", "got"), [('["conv2", "conv9"]', "conv9"), ("[]", "none")])
+def test_layers_that_the_recognizer_does_not_have_are_refused(layers: str, got: str) -> None:
+    changes = {"joint__losses__identity_maps": "0.1", "joint__losses__identity_layers": layers}
+    with pytest.raises(
+        UsageError, match=f"submodules of the network of mobilefacenet's recognizer, one at least, got {got}$"
+    ):
+        JointTraining(settings_of(**changes))
 
 
 def test_faces_without_fields_are_refused_where_the_field_is_learnt() -> None:

@@ -66,6 +66,10 @@ class Losses:
         style_weights: safetensors file of :class:`deocc.losses.StyleLoss`.
         style_maps: how many of VGG-16's five tapped maps, the first one first.
         identity: squared distance of the unit embeddings (eq. 12), by ``identity_method``.
+        identity_maps: the same at every position of the maps that ``identity_layers`` give, summed over these. The
+            paper does not have it. The distance of embeddings alone draws smears about the mouth.
+        identity_layers: submodules of the network of ``identity_method``'s recognizer, by name; the default ones are
+            mobilefacenet's.
         identity_method: an installed method whose recognizer is differentiable; the paper's is LightCNN.
         identity_views: look through a slight blur, from another place, angle and side for every face, at its brightness
             alone, so that the recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
@@ -85,6 +89,8 @@ class Losses:
     style_weights: str = ""
     style_maps: int = 5
     identity: float = 0.1
+    identity_maps: float = 0.0
+    identity_layers: tuple[str, ...] = ("features.4", "features.12", "conv2")
     identity_method: str = "mobilefacenet"
     identity_views: bool = True
     perceptual: float = 0.0

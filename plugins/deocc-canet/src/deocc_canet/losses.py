@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from deocc.errors import UsageError
 from deocc.method import Engine, Recognizer
 from deocc.ops import area_downsample
 
@@ -52,10 +57,21 @@ def finder_loss(logits: Tensor, occlusion: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, occlusion) + 0.2 * (1 - dice).mean()
 
 
-def identity_loss(
-    recognizer: Recognizer, image: Tensor, true: Tensor, zoom: float, engine: Engine, *, views: bool
-) -> Tensor:
-    """Mean squared distance of unit embeddings (eq. 12), which is 2 - 2 cosine.
+def identity_losses(
+    recognizer: Recognizer,
+    image: Tensor,
+    true: Tensor,
+    zoom: float,
+    engine: Engine,
+    *,
+    views: bool,
+    layers: Sequence[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """How far a recognizer tells a completed face from the true one: at its end, and on the way there.
+
+    The first is the mean squared distance of unit embeddings (eq. 12), which is 2 - 2 cosine. The second is the same at
+    every position of the maps that some of its layers give, averaged over these and summed over the layers (0 without
+    any). Patterns that please the recognizer and are on no face move an embedding, but not such maps.
 
     Args:
         recognizer: a differentiable one, on the images' device.
@@ -64,6 +80,7 @@ def identity_loss(
         engine: whose precision is used.
         views: whether to look through a slight blur, from another place, angle and side for every face, at its
             brightness alone (the colours are the true ones).
+        layers: submodules of the recognizer's network, by name, each of which gives one tensor (N, C, ...).
     """
     count, device = len(image), image.device
 
@@ -81,17 +98,46 @@ def identity_loss(
     theta = torch.cat((turn, spread_evenly(0.075, 2, 1)), 2)
     grid = F.affine_grid(theta, [count, 3, recognizer.crop_size, recognizer.crop_size], align_corners=False)
 
-    def embed(faces: Tensor) -> Tensor:
+    def embed(faces: Tensor) -> tuple[Tensor, list[Tensor]]:
         if views:
             faces = F.avg_pool2d(faces, 3, 1, 1, count_include_pad=False)
         crops = F.grid_sample(faces, grid, mode="bilinear", padding_mode="border", align_corners=False)
         crops = crops.contiguous(memory_format=torch.channels_last)
-        with engine.autocast():
-            return F.normalize(recognizer(crops.clamp(0, 1)).float(), dim=1)
+        with engine.autocast(), _outputs(recognizer.network, layers) as outputs:
+            embedding = recognizer(crops.clamp(0, 1))
+        for name in layers:
+            if not isinstance(outputs.get(name), Tensor):
+                raise UsageError(f"the recognizer's layer {name} must give a tensor, got {outputs.get(name)!r:.60}")
+        # A position where a map is zero has no direction, and with a smaller eps a gradient beyond all others.
+        return F.normalize(embedding.float(), dim=1), [F.normalize(outputs[name].float(), eps=1e-3) for name in layers]
 
     if views:
         # A recognizer that is asked about colours teaches coloured dots.
         image = true + ((image - true) * image.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     with torch.no_grad():
-        wanted = embed(true)
-    return (embed(image) - wanted).square().sum(1).mean()
+        wanted, wanted_maps = embed(true)
+    drawn, drawn_maps = embed(image)
+    maps = [_distance(*pair) for pair in zip(drawn_maps, wanted_maps, strict=True)]
+    return _distance(drawn, wanted), torch.stack(maps).sum() if maps else image.new_zeros(())
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).square().sum(1).mean()
+
+
+@contextmanager
+def _outputs(network: nn.Module | None, layers: Sequence[str]) -> Iterator[dict[str, object]]:
+    """What submodules gave when the network was last run, by name; filled while the context lasts."""
+    outputs: dict[str, object] = {}
+
+    def keep(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            outputs[name] = output
+
+        return module.register_forward_hook(hook)
+
+    modules = {} if network is None else dict(network.named_modules())
+    with ExitStack() as handles:
+        for name in layers:
+            handles.enter_context(keep(name, modules[name]))
+        yield outputs

@@ -22,7 +22,7 @@ from deocc.method import Engine, Task, Training
 from deocc.ops import KeyQueue, area_downsample, composite, info_nce
 from deocc_canet.config import Config
 from deocc_canet.faces import OccludedFaces, check_crop
-from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_loss, patch_mean
+from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_losses, patch_mean
 from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, soften, spread
 
 
@@ -129,12 +129,23 @@ class JointTraining(Task):
             )
         self.style = StyleLoss(losses.style_weights, maps=losses.style_maps) if losses.style else None
         self.perceptual = LPIPS(losses.perceptual_weights) if losses.perceptual else None
-        self.recognizer = plugins.load(losses.identity_method, "recognizer") if losses.identity else None
+        identity = losses.identity or losses.identity_maps
+        self.recognizer = plugins.load(losses.identity_method, "recognizer") if identity else None
         if self.recognizer is not None and not self.recognizer.differentiable:
             raise UsageError(
                 "losses.identity_method must be a recognizer that gradients go through, got "
                 f"{losses.identity_method!r}, which teaches nothing"
             )
+        self.identity_layers = losses.identity_layers if losses.identity_maps else ()
+        if losses.identity_maps:
+            network = self.recognizer.network
+            known = set() if network is None else {name for name, _ in network.named_modules()}
+            unknown = sorted(set(self.identity_layers) - known)
+            if unknown or not self.identity_layers:
+                raise UsageError(
+                    f"losses.identity_layers must be submodules of the network of {losses.identity_method}'s "
+                    f"recognizer, one at least, got {', '.join(unknown) or 'none'}"
+                )
         rate = config.joint.learning_rate
         self.generator_optimizer = torch.optim.Adam(
             [*self.finder.parameters(), *self.completer.parameters()], lr=rate, betas=(0.9, 0.99)
@@ -313,8 +324,18 @@ class JointTraining(Task):
                     terms.setdefault("perceptual", []).append(losses.perceptual * distance)
             if self.recognizer is not None:
                 recognizer = self.recognizer.to(engine.device)
-                distance = identity_loss(recognizer, drawn, true, self.config.zoom, engine, views=losses.identity_views)
+                distance, maps = identity_losses(
+                    recognizer,
+                    drawn,
+                    true,
+                    self.config.zoom,
+                    engine,
+                    views=losses.identity_views,
+                    layers=self.identity_layers,
+                )
                 terms.setdefault("identity", []).append(losses.identity * distance)
+                if self.identity_layers:
+                    terms.setdefault("identity_maps", []).append(losses.identity_maps * maps)
         return {name: torch.stack(values).mean() for name, values in terms.items()}
 
     def _set_learning_rate(self, index: int) -> float:
