@@ -71,7 +71,7 @@ def identity_losses(
 
     The first is the mean squared distance of unit embeddings (eq. 12), which is 2 - 2 cosine. The second is the same at
     every position of the maps that some of its layers give, averaged over these and summed over the layers (0 without
-    any). Patterns that please the recognizer and are on no face move an embedding, but not such maps.
+    any). Patterns that are on no face can please the embedding; in the maps they are errors.
 
     Args:
         recognizer: a differentiable one, on the images' device.
