@@ -1,8 +1,9 @@
 """How fast canet restores and trains: ``pytest bench/bench_canet.py [--device cuda] [--threads 2]``.
 
 Every figure stands against the same network on the reference operators (``DEOCC_BACKEND=reference``), in the same run,
-taking turns. ``of which convolutions`` is the share of the processor's time that the profiler finds in them: what no
-operator of ours could save. The paper states 0.248 s for an image of 256x256 on its CPU (section 4.8).
+taking turns; restoring in bfloat16 stands against float32. ``of which convolutions`` is the share of the processor's
+time that the profiler finds in them: what no operator of ours could save. The paper states 0.248 s for an image of
+256x256 on its CPU (section 4.8).
 """
 
 from __future__ import annotations
@@ -37,14 +38,20 @@ def _method() -> Any:
     return plugins.get("canet")
 
 
-@pytest.mark.parametrize("batch", [1, 16])
-@pytest.mark.parametrize("size", [128, 256])
-def test_restoration(benchmark: Any, compare: Any, on_reference: Any, device: str, size: int, batch: int) -> None:
+def _drawn(device: str, size: int, batch: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The restorer, faces, and an occlusion of their lower middle."""
     _method()
     restorer = plugins.load("canet", "restorer", device=device)
     image = torch.rand(batch, 3, size, size, device=device)
     occlusion = torch.zeros(batch, 1, size, size, device=device)
     occlusion[:, :, size // 2 : size * 3 // 4, size // 4 : size * 3 // 4] = 1
+    return restorer, image, occlusion
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("size", [128, 256])
+def test_restoration(benchmark: Any, compare: Any, on_reference: Any, device: str, size: int, batch: int) -> None:
+    restorer, image, occlusion = _drawn(device, size, batch)
 
     def restore() -> object:
         return restorer(image, occlusion)
@@ -52,6 +59,20 @@ def test_restoration(benchmark: Any, compare: Any, on_reference: Any, device: st
     compare(restore, on_reference(restore))
     benchmark.extra_info["images a second"] = round(batch / benchmark.stats["median"], 2)
     benchmark.extra_info["of which convolutions"] = round(share_of_convolutions(restore), 3)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("size", [128, 256])
+def test_restoration_in_bfloat16(benchmark: Any, compare: Any, device: str, size: int, batch: int) -> None:
+    """Inside ``torch.autocast``, against the same in float32."""
+    restorer, image, occlusion = _drawn(device, size, batch)
+
+    def rounded() -> object:
+        with torch.autocast(device, torch.bfloat16):
+            return restorer(image, occlusion)
+
+    compare(rounded, lambda: restorer(image, occlusion))
+    benchmark.extra_info["images a second"] = round(batch / benchmark.stats["median"], 2)
 
 
 @pytest.mark.parametrize("stage", ["siamese", "joint"])

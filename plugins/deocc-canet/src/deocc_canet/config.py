@@ -71,8 +71,8 @@ class Losses:
         identity_layers: submodules of the network of ``identity_method``'s recognizer, by name; the default ones are
             mobilefacenet's.
         identity_method: an installed method whose recognizer is differentiable; the paper's is LightCNN.
-        identity_views: look through a slight blur, from another place, angle and side for every face, at its brightness
-            alone, so that the recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
+        identity_views: look through a slight blur, from another place, angle and side for every face, so that the
+            recognizer does not teach a pattern that pleases it and nobody else. The paper does not.
         perceptual: LPIPS; needs ``perceptual_weights``. Named in section 3.4 and given no weight there.
         perceptual_weights: safetensors file of :class:`deocc.losses.LPIPS`.
         adversarial: hinge loss of a patch discriminator at layer 1, of each patch by how much of it is completed. Named

@@ -14,9 +14,6 @@ from deocc.errors import UsageError
 from deocc.method import Engine, Recognizer
 from deocc.ops import area_downsample
 
-_LUMA = (0.299, 0.587, 0.114)
-"""Of R, G and B in the brightness (ITU-R BT.601)."""
-
 
 def field_loss(predicted: Tensor, field: Tensor) -> Tensor:
     """Mean over the pixels of the distance between (u, v) and the true one (eq. 9): (N, 2, h, w) twice -> scalar."""
@@ -78,8 +75,7 @@ def identity_losses(
         image, true: (N, 3, h, w), the face completed and the true one.
         zoom: of these crops, see :class:`deocc.faces.Crop`.
         engine: whose precision is used.
-        views: whether to look through a slight blur, from another place, angle and side for every face, at its
-            brightness alone (the colours are the true ones).
+        views: whether to look through a slight blur, from another place, angle and side for every face.
         layers: submodules of the recognizer's network, by name, each of which gives one tensor (N, C, ...).
     """
     count, device = len(image), image.device
@@ -111,9 +107,6 @@ def identity_losses(
         # A position where a map is zero has no direction, and with a smaller eps a gradient beyond all others.
         return F.normalize(embedding.float(), dim=1), [F.normalize(outputs[name].float(), eps=1e-3) for name in layers]
 
-    if views:
-        # A recognizer that is asked about colours teaches coloured dots.
-        image = true + ((image - true) * image.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     with torch.no_grad():
         wanted, wanted_maps = embed(true)
     drawn, drawn_maps = embed(image)
