@@ -178,6 +178,8 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Comp
             finish(device)
             rival.append(time.perf_counter() - start)
 
+        mine()
+        turn()  # compiles, and starts libraries
         start = time.perf_counter()
         for function in (mine, turn) * 2:
             function()
@@ -347,7 +349,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["threads"] = torch.get_num_threads()
     machine_info["malloc"] = config.getoption("--malloc")
     machine_info["vector"] = os.environ.get("DEOCC_VECTOR", "widest")
-    machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    machine_info["gpu"] = torch.cuda.get_device_name() if config.getoption("--device") == "cuda" else None
     machine_info["build"] = {key: value for key, value in ops.build_info().items() if key != "file"}
 
 

@@ -67,7 +67,7 @@ class Unmask(Verb):
         weights: Weights, a .safetensors file with its .json card beside it. By default those packaged with the method.
         device: Where to compute: cpu, cuda, cuda:1.
         faces: Restore all faces of a photo, or its largest alone.
-        report: Write OUT/report.html too, one file with all pictures in it.
+        report: Write OUT/report.html too, one file with the pictures of the first 100 photos in it.
         extras: Write each face's crop before and after, its occlusion and what else the method returns to
             OUT/NAME.faces.
         overwrite: Do every photo again and replace what is in OUT. Otherwise no file is ever replaced.
@@ -117,7 +117,7 @@ class Occlude(Verb):
         photos: Image files, folders, or quoted patterns such as 'photos/*.jpg'.
         out: Folder for the results, not that of the photos; made if need be.
         kinds: Choose among these kinds of occlusion only, with commas or spaces between (surgical, n95, cloth,
-            sunglasses, ...; an unknown one lists them). By default all.
+            sunglasses, ...; an unknown one lists them). By default all but the nine 'template-...' kinds.
         seed: The same seed gives the same bytes for a photo of the same name.
         overwrite: Do every photo again and replace what is in OUT. Otherwise no file is ever replaced.
     """
@@ -322,7 +322,7 @@ class JudgeTask(Verb):
     Attributes:
         data: The faces: a folder written by 'deocc data pack'; KIND:FOLDER or KIND:FOLDER:SPLIT, such as
             lfw:data/lfw:test; or any folder of images, with a folder for each person.
-        out: Folder for report.json, the pictures that it names, and the cache.
+        out: Folder for report.html, report.json, the pictures that it names, and the cache.
         restorer: Methods that restore, with commas or spaces between.
         recognizer: Methods that match faces, with commas or spaces between.
         given: Restorers among these that are judged a second time with the true occlusion given to them. Those that
@@ -330,7 +330,8 @@ class JudgeTask(Verb):
         weights: Weights of a method, instead of the packaged ones; may be repeated, also for both parts of a method:
             each file says which it belongs to.
         occluder: Installed method that occludes, instead of deocc.occlude; or 'real': the probes wear real masks.
-        kinds: Kinds of occlusion of deocc.occlude to choose among, with commas or spaces between. By default all.
+        kinds: Kinds of occlusion of deocc.occlude to choose among, with commas or spaces between. By default all but
+            the nine 'template-...' kinds.
         seed: Of the occlusions, each decided by it and the name of the image, and of all that is drawn.
         limit: At most so many pairs, probes and faces, evenly spaced.
         resamples: Bootstrap samples behind each interval; 0 for none.
@@ -395,9 +396,9 @@ class JudgeTask(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeVerification(JudgeTask):
-    """Verify pairs of faces in five states: unmasked by a restorer, masked, and true.
+    """Verify pairs of faces in five states: of true, masked and restored ones.
 
-    The letters are the probe's and the gallery's: T true, M masked, U unmasked. TT, MT, UT, MM, UU.
+    The letters are the probe's and the gallery's: T true, M masked, U unmasked (restored). TT, MT, UT, MM, UU.
 
     Attributes:
         pairs: List of pairs, in the format of LFW or with lines 'image image 1|0 [fold]'. By default that of the data
@@ -569,7 +570,7 @@ class NewPlugin(Verb):
         from deocc.scaffold import new_plugin
 
         path = new_plugin(self.name, part=self.part, out=self.out)
-        print(f"wrote {path}; install it with: pip install --no-build-isolation -e {path}")
+        print(f"wrote {path}; install it with: pip install --no-deps --no-build-isolation -e {path}")
         return 0
 
 
@@ -710,7 +711,7 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return "there is not enough memory for this"
     text = " ".join(str(error).split())
     return f"this should not have happened: {type(error).__name__}: {text} (--debug shows where)"

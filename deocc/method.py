@@ -39,6 +39,8 @@ PARTS = ("restorer", "occluder", "recognizer")
 class Method:
     """One method: its name, its source, and where its parts are.
 
+    ``deocc check`` wants at least one part, a licence and a summary, and no task that is named like a part.
+
     Args:
         api: the contract's version this method was written for (:data:`API`).
         name: lower-case letters, digits and hyphens; the name of its entry point too.
@@ -95,7 +97,8 @@ class Restored(NamedTuple):
 
     Attributes:
         image: (N, 3, H, W) in [0, 1], the faces with the occluded pixels restored. Restored pixels are invented.
-        occlusion: (N, 1, H, W) in [0, 1], the occlusion that was restored: the one given, or the one found.
+        occlusion: (N, 1, H, W) in [0, 1], the occlusion that was restored: the one given, or as much of it as is
+            completed; or the one found.
         extras: anything else worth showing or keeping (coarse outputs, attention, fields), name -> (N, C, h, w), shown
             in their order. Of values in [0, 1], one channel is shown as grey, three as RGB, and two as the maps of a
             dense field, U and V, in colours.
@@ -189,7 +192,12 @@ class Restorer(Part):
 
     @abc.abstractmethod
     def restore(self, image: Tensor, occlusion: Tensor | None) -> Restored:
-        """Restore checked inputs of :attr:`device` and :attr:`dtype`; see :class:`Restored` for what to return."""
+        """Restore checked inputs of :attr:`device` and :attr:`dtype`; see :class:`Restored` for what to return.
+
+        ``deocc check`` wants this to leave its inputs as they are, to give the same for the same input, to restore a
+        face in a batch as it does alone (to 1e-3), to take an empty batch, and other sizes than ``crop_size``, odd ones
+        too, or to refuse them with ``InputError``.
+        """
 
     def __call__(self, image: Tensor, occlusion: Tensor | None = None) -> Restored:
         """Restore faces.
@@ -252,7 +260,11 @@ class Recognizer(Part):
 
     @abc.abstractmethod
     def embed(self, image: Tensor) -> Tensor:
-        """Embed checked inputs of :attr:`device` and :attr:`dtype`: (N, 3, H, W) -> (N, D), any length."""
+        """Embed checked inputs of :attr:`device` and :attr:`dtype`: (N, 3, H, W) -> (N, D), any length.
+
+        ``deocc check`` wants this to leave its input as it is, to give the same for the same faces, a face in a batch
+        as alone (unit embeddings, to 1e-3), and (0, D) for an empty batch.
+        """
 
     def __call__(self, image: Tensor) -> Tensor:
         """Embed faces.

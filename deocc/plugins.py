@@ -198,6 +198,8 @@ def load(name: str, part: str, *, weights: str | Path | None = None, device: str
         UsageError: no such method, part, device or field.
         PluginError: the plugin is broken.
         WeightsError: the part needs weights and there are none, or they do not fit.
+        InputError, MissingDependencyError: a file that the part reads does not fit, or a package that it needs is not
+            installed.
     """
     from deocc import weights as files
     from deocc.method import PARTS

@@ -17,7 +17,7 @@ from deocc.ops import composite, contextual_attention
 
 
 class UNet(nn.Module):
-    """(N, 3, H, W) image and (N, 1, H, W) occlusion, 1 = hole -> (N, 3, H, W); H and W divisible by 8."""
+    """(N, 3, H, W) image and (N, 1, H, W) occlusion, 1 = hole -> (N, 3, H, W); H and W divisible by 4."""
 
     def __init__(self, attention: bool, width: int = 32) -> None:
         super().__init__()

@@ -43,6 +43,7 @@ class LFW(Source):
 
     Raises:
         InputError: something is missing (the sentence says what to download and where to put it) or broken.
+        UsageError: another split.
     """
 
     title = "LFW"

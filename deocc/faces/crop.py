@@ -158,6 +158,7 @@ def paste_back(
 
     Raises:
         InputError: shapes, dtypes or values that do not fit.
+        UsageError: a negative feather.
     """
     from deocc.ops import composite_uint8
 

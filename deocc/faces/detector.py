@@ -51,7 +51,7 @@ class Detector:
     wait for each other.
 
     Args:
-        score: the least score of a face, 0 to 1.
+        score: the least score of a face, between 0 and 1.
         max_size: photos whose longer side has more pixels are shrunk to it before faces are looked for. A face needs
             about 10 pixels after that. Time grows with the square.
 

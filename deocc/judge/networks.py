@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import re
 import threading
 from collections.abc import Sequence
@@ -65,6 +66,11 @@ class Perceptual(FeatureNetwork):
         super().__init__(Network(path.stem, path.name, sha256(path), words, dimensions))
         self._device = device
 
+    @property
+    def identity(self) -> list[str]:
+        """With the device: another one's last bits are others."""
+        return [*super().identity, self._device]
+
     def maps(self, image: Tensor) -> list[Tensor]:
         """The five taps."""
         return self._network.features(image.to(self._device).float())
@@ -116,8 +122,10 @@ class Wrapped(FeatureNetwork):
 
     def __init__(self, module: nn.Module, digest: str) -> None:
         self._module = module.eval()
+        some = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
+        self._device = some.device
         with torch.inference_mode():
-            probe = module(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+            probe = module(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self._device))
         if not isinstance(probe, Tensor) or probe.ndim != 2 or len(probe) != 1:
             raise UsageError(
                 f"a feature module must turn uint8 (1, 3, H, W) into (1, D), {type(module).__name__} does not"
@@ -128,12 +136,13 @@ class Wrapped(FeatureNetwork):
 
     @property
     def identity(self) -> list[str]:
-        """With the module's code."""
-        return [*super().identity, self._source]
+        """With the module's code and device."""
+        return [*super().identity, self._source, str(self._device)]
 
     def maps(self, image: Tensor) -> Tensor:
         """The features."""
-        features: Tensor = self._module((image * 255).round().to(torch.uint8)).float()
+        pixels = (image * 255).round().to(self._device, torch.uint8)
+        features: Tensor = self._module(pixels).float()
         return features
 
     def pooled(self, maps: Any) -> Tensor:

@@ -186,7 +186,7 @@ class Change:
         true, before, after: the scores in TT, MT and UT.
         gain: after minus before, with the sign turned for pairs of two people: above 0 is better.
         pictures: PNG files beside the report: "gallery", "true" (the probe before it was occluded), "occluded",
-            "restored"; in the restorer's crop.
+            "found" (the occlusion that was restored, grey), "restored"; in the restorer's crop.
     """
 
     recognizer: str = ""

@@ -28,7 +28,10 @@ class LPIPS(nn.Module):
 
     Args:
         weights: a safetensors file with ``conv{i}.weight``, ``conv{i}.bias`` of ImageNet AlexNet (5 convolutions) or
-            VGG16 (13), and the five linear heads ``lin{i}`` of LPIPS.
+            VGG16 (13), and the five linear heads ``lin{i}`` of LPIPS: those of torchvision's ``features`` in their
+            order, and ``lin{i}.model.1.weight`` of the lpips package's ``weights/v0.1/alex.pth`` or ``vgg.pth``.
+            None is packaged. The figures of deocc's own documents are by files of SHA-256 8145d8f53381cb10...
+            (AlexNet) and bbfd4534186ecd79... (VGG16), with weights in float16.
 
     Raises:
         WeightsError: the file is missing or does not hold one of the two networks.

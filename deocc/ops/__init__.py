@@ -1,8 +1,12 @@
 """Operators that the methods share: ``import deocc.ops`` brings torch and nothing else.
 
 Every operator is a plain function on tensors (:func:`composite` is the smallest to learn from) that differentiates,
-works under ``torch.compile(fullgraph=True)``, and computes with a compiled kernel. Where there is no kernel for a
-device, the PyTorch reference computes instead and one warning says why; :func:`backends` lists what is there.
+works under ``torch.compile(fullgraph=True)``, and computes with a compiled kernel. Exceptions: :func:`composite_uint8`
+and :func:`rasterise` take NumPy arrays, and :func:`contextual_attention_offsets` gives integers.
+
+Where there is no kernel for a device, the PyTorch reference computes instead and one warning says why;
+:func:`backends` lists what is there. What the docstrings say of memory, of inner float64 and of second derivatives that
+are refused is of the kernels: the reference writes out every matrix that an equation names, in the inputs' dtype.
 
 Two environment variables, read at every call:
 

@@ -47,7 +47,7 @@ def contact_sheet(
 
     Raises:
         InputError: a picture that is not a uint8 array of such a shape.
-        UsageError: no picture, a cell that is too small, or more labels or headings than rows or columns.
+        UsageError: no picture, a cell that is too small, or not as many labels as rows, or headings as columns.
     """
     width = max((len(row) for row in rows), default=0)
     if not width:

@@ -69,8 +69,9 @@ def fit(
         train_faces, eval_faces: packed faces for ``task.dataset``; ``eval_faces`` None skips evaluation.
         out: the run's folder; made if it is missing.
         engine: None for :class:`SingleDevice` on ``device`` in the task's precision, or a Lightning Fabric object
-            (already launched) for many processes; each then gets its share of a batch, and the first one evaluates
-            and writes. The folder must be one that all of them see.
+            (already launched, of the task's precision) for many processes; each then gets its share of a batch, and the
+            first one evaluates and writes. The folder must be one that all of them see. Fabric rounds what a trained
+            network is given to its precision, before anything is computed; :class:`SingleDevice` does not.
         device: for the default engine.
         resume: True goes on from the checkpoints in ``out``, if there are any; False refuses a folder that has some.
         progress: show a progress bar on standard error.
@@ -86,6 +87,8 @@ def fit(
             another method or configuration, of other faces, or of a run that started from other weights.
         InputError: every checkpoint is damaged, a loss is not finite (the sentence names the step; the last checkpoint
             stays as it was), or ``out`` cannot be written.
+        PluginError: the task does not keep its contract: networks or optimizers that are not its attributes, a log that
+            is no number, or no figure of the name in ``best``.
     """
     out = Path(out)
     training = task.training
@@ -379,6 +382,14 @@ def _check_training(training: Training, engine: FitEngine) -> None:
         raise UsageError(f"training.workers must be 0 or more, got {training.workers}")
     if training.batch % engine.world_size:
         raise UsageError(f"training.batch must be divisible by the {engine.world_size} processes, got {training.batch}")
+    # Checkpoints and cards say training.precision; and gradients that a scaler holds scaled would be clipped so.
+    computes = getattr(getattr(getattr(engine, "strategy", None), "precision", None), "precision", None)
+    wanted = {"32": "32-true"}.get(training.precision, training.precision)
+    if computes is not None and computes != wanted:
+        raise UsageError(
+            f"training.precision is {training.precision!r}, so that the engine must be Fabric(precision={wanted!r}), "
+            f"got one of {computes!r}"
+        )
 
 
 def _named(task: Task, things: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def train(
         stages: names of the stages to run; None runs all. A stage starts from those before it that ``out`` holds.
         start_from: weights of this method, one file for each part, that the first stage starts from; such as those of
             an earlier run, or the packaged ones, to be trained on other faces.
-        engine: None computes in this process; a launched Lightning Fabric object in many, with its own precision.
+        engine: None computes in this process; a launched Lightning Fabric object, of the task's precision, in many.
         device: where to compute, without an engine.
         resume: True goes on where a run in ``out`` stopped; False refuses a folder that holds one.
         progress: show a progress bar on standard error.
@@ -219,6 +219,8 @@ def run(
             weights.save(path, exports[part], cards[part])
         with atomic_write(out / "config.toml") as file:
             file.write(configuration.to_toml(config).encode())
+    if engine is not None:
+        engine.barrier()
     return paths
 
 

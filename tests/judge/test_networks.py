@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deocc import judge
 from deocc.errors import UsageError, WeightsError
-from deocc.judge.networks import Perceptual, load_networks
+from deocc.judge.networks import Perceptual, Wrapped, load_networks
 from deocc.losses import LPIPS
 
 
@@ -52,7 +52,24 @@ def test_a_network_is_known_by_its_side_and_its_code(shared: Any) -> None:
     assert network.identity != before
     one = load_networks([Means()])[0].identity
     assert one == load_networks([Means()])[0].identity
-    assert len(one) == 4
+    assert len(one) == 5
+    path = shared("perceptual/lpips_alexnet.safetensors")
+    assert load_networks([path], "meta")[0].identity != load_networks([path])[0].identity
+
+
+def test_a_module_is_asked_where_it_lies() -> None:
+    class Elsewhere(Means):
+        """On the meta device, where what comes from the CPU is refused."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3, device="meta"))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image) * self.weight
+
+    network = Wrapped(Elsewhere(), "")
+    assert network.pooled(network.maps(torch.rand(2, 3, 8, 8))).shape == (2, 3)
 
 
 def test_quality_with_lpips(shared: Any, packed: Any, oracle: Any, nothing: Any) -> None:

@@ -69,3 +69,10 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"training\.batch must be divisible by the 3 processes, got 4"):
         fit(build(), range(10), None, tmp_path, progress=False, engine=Three())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("precision", "other"), [("32", "bf16-mixed"), ("bf16-mixed", "32-true"), ("32", "16-true")])
+def test_an_engine_of_another_precision_is_refused(tmp_path: Path, precision: str, other: str) -> None:
+    engine = fabric.Fabric(accelerator="cpu", devices=1, precision=other)
+    with pytest.raises(UsageError, match=rf"training\.precision is '{precision}'.*got one of '{other}'"):
+        fit(build(settings(precision=precision)), range(10), None, tmp_path, progress=False, engine=engine)

@@ -490,3 +490,10 @@ def test_restoring_in_bfloat16_changes_little(portrait) -> None:
     hidden = ((exact.occlusion > 0) & (rounded.occlusion > 0)).expand_as(occluded)
     assert float((rounded.image - exact.image)[hidden].abs().mean()) < 1 / 255
     assert float((rounded.occlusion != exact.occlusion).float().mean()) < 0.001
+
+
+def test_fields_without_a_loss_have_no_gradient_to_wait_for() -> None:
+    for weight, trained in (("0", False), ("0.1", True)):
+        settings = settings_of(architecture__dense_field="true", joint__losses__dense_field=weight)
+        task = JointTraining(settings)
+        assert {value.requires_grad for value in task.completer.fields.parameters()} == {trained}

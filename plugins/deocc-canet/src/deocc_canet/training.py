@@ -121,6 +121,8 @@ class JointTraining(Task):
         self.finder: nn.Module = network.finder
         self.completer: nn.Module = network.completer
         self.average = copy.deepcopy(network).requires_grad_(False).eval()
+        if network.completer.fields is not None and not self._learns_field:
+            network.completer.fields.requires_grad_(False)  # several processes wait for the gradients of all others
         self.discriminator: nn.Module = Discriminator().to(memory_format=torch.channels_last)
         losses, layers = config.joint.losses, config.architecture.layers
         if not set(losses.texture_layers) <= set(layers):
