@@ -5,6 +5,7 @@ Environment variables:
 - ``DEOCC_BUILD``: ``auto`` (default: CPU kernels where a compiler is found, and CUDA kernels where nvcc is found and
   torch is built with CUDA), ``cpu``, ``cuda`` (both, even for a torch without CUDA), or ``none``.
 - ``DEOCC_CUDA_ARCH``: compute capabilities, ``"80;90"`` by default.
+- ``DEOCC_WERROR=1``: warnings of the compilers are errors, as where deocc is tested.
 - ``DEOCC_SANITIZE``: for example ``address,undefined``; see ``.ci/sanitize``.
 - ``CXX``, ``CXXFLAGS``, ``CUDACXX``, ``MAX_JOBS`` as usual.
 """
@@ -92,9 +93,23 @@ def plan() -> Plan:
         decided.no_cuda = "nvcc was not found when deocc was built"
         if mode == "cuda":
             sys.exit(f"DEOCC_BUILD=cuda: {decided.no_cuda} (looked in CUDACXX, CUDA_HOME and the PATH)")
+    elif torch.version.cuda is not None and (other := other_cuda(nvcc, torch.version.cuda)):
+        decided.no_cuda = other
+        if mode == "cuda":
+            sys.exit(f"DEOCC_BUILD=cuda: {other}")
     else:
         decided.programs["nvcc"] = nvcc
     return decided
+
+
+def other_cuda(nvcc: str, wanted: str) -> str:
+    """What is wrong with an nvcc whose CUDA may need a newer driver than torch's does; empty if nothing is."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.", said)
+    if release is not None and release[1] == wanted.partition(".")[0]:
+        return ""
+    found = f"is of CUDA {release[1]}" if release else "does not say its release"
+    return f"{nvcc} {found}, and torch was built for CUDA {wanted} (CUDA_HOME says which is taken)"
 
 
 PLAN = plan()
@@ -119,7 +134,10 @@ class BuildExtension(build_ext):
             rf"^CMAKE_HOME_DIRECTORY:INTERNAL={re.escape(str(ROOT))}$",
             rf"^CMAKE_CXX_COMPILER:\w+={re.escape(PLAN.programs['c++'])}$",
         )
-        if cache.exists() and not all(re.search(line, cache.read_text(), re.MULTILINE) for line in same):
+        kept = cache.read_text() if cache.exists() else ""
+        nvcc = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.*)$", kept, re.MULTILINE)
+        other_nvcc = nvcc is not None and "nvcc" in PLAN.programs and nvcc[1] != PLAN.programs["nvcc"]
+        if kept and (other_nvcc or not all(re.search(line, kept, re.MULTILINE) for line in same)):
             shutil.rmtree(build)
         definitions = {
             "CMAKE_BUILD_TYPE": "Release",
@@ -131,6 +149,7 @@ class BuildExtension(build_ext):
             "DEOCC_CUDA_ARCH": os.environ.get("DEOCC_CUDA_ARCH", "80;90") if "nvcc" in PLAN.programs else "",
             "DEOCC_NO_CUDA": PLAN.no_cuda,
             "DEOCC_SANITIZE": sanitize,
+            "DEOCC_WERROR": "ON" if os.environ.get("DEOCC_WERROR", "0") not in ("", "0") else "OFF",
             "DEOCC_INCLUDE_DIRS": ";".join(map(str, include)),
             "DEOCC_LIBRARY_DIRS": str(Path(torch.__file__).parent / "lib"),
             "DEOCC_TORCH": torch.__version__,

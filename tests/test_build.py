@@ -89,6 +89,20 @@ def test_what_cannot_be_built_is_one_sentence(sources: Path, environment: dict[s
     assert re.match(message, built.stderr.splitlines()[-1])
 
 
+def test_an_nvcc_of_another_cuda_is_refused(sources: Path, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    nvcc.chmod(0o755)
+    torch = tmp_path / "stub" / "torch.py"
+    torch.parent.mkdir()
+    torch.write_text("class version:\n    cuda = '13.0'\n")
+    found = {"PYTHONPATH": str(torch.parent), "CUDACXX": str(nvcc)}
+    built = run(sys.executable, "setup.py", "-q", "build", cwd=sources, DEOCC_BUILD="cuda", **found)
+    sentence = f"DEOCC_BUILD=cuda: {nvcc} is of CUDA 12, and torch was built for CUDA 13.0"
+    assert built.returncode != 0
+    assert built.stderr.splitlines()[-1].startswith(sentence)
+
+
 def test_auto_goes_on_without_a_compiler_and_says_so(sources: Path, tmp_path: Path) -> None:
     built = run(sys.executable, "setup.py", "-q", "build", "--build-lib", tmp_path / "lib", cwd=sources, PATH="")
     assert built.returncode == 0, built.stderr
@@ -105,7 +119,7 @@ def test_cuda_files_compile_for_a_torch_without_cuda(sources: Path, tmp_path: Pa
             path.unlink()
     built = run(
         sys.executable, "setup.py", "-q", "build", "--build-lib", tmp_path / "lib",
-        cwd=sources, DEOCC_BUILD="cuda", DEOCC_CUDA_ARCH="90",
+        cwd=sources, DEOCC_BUILD="cuda", DEOCC_CUDA_ARCH="90", DEOCC_WERROR="1",
     )  # fmt: skip
     assert built.returncode == 0, built.stdout + built.stderr
     program = "import deocc.ops as ops; info = ops.build_info(); print(info['mode'], info['cuda_arch'])"

@@ -83,6 +83,8 @@ def test_the_queue_is_read_as_it_is_stored(backend: str, dtype: torch.dtype, sto
     assert got[1].dtype == got[2].dtype == dtype
     rounded = stored == torch.bfloat16 and dtype != torch.float64
     bounds = (4e-3, 1e-2, 1e-2) if rounded or dtype == torch.bfloat16 else (2e-5, 1e-4, 1e-4)
+    if stored == torch.float16 and dtype == torch.float32 and backend not in ("cpu", "reference"):
+        bounds = (1e-4, 1e-3, 1e-3)  # GPUs round the query to the queue's type too
     for one, other, bound in zip(got, wanted, bounds, strict=True):
         assert relative_error(one, other) <= bound
 

@@ -23,8 +23,6 @@ from deocc.ops.triton import (  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") == "1", reason="Triton interprets here")
 
-TARGET = GPUTarget("cuda", 80, 32)
-
 SHARED = 101_376
 """Bytes that a block may have on any GPU since, those of desktops too."""
 
@@ -91,14 +89,16 @@ KERNELS: dict[str, tuple[ModuleType, list[tuple[str, dict[str, Any]]]]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])  # 90 multiplies by other instructions
 @pytest.mark.parametrize("name", KERNELS)
-def test_it_compiles_and_fits(name: str) -> None:
+def test_it_compiles_and_fits(name: str, capability: int) -> None:
+    target = GPUTarget("cuda", capability, 32)
     module, kernels = KERNELS[name]
     for kernel, given in kernels:
         function = getattr(module, kernel)
         constants = {key: value for key, value in given.items() if not isinstance(value, str)}
         signature = {key: "constexpr" if key in constants else given[key] for key in function.arg_names}
-        compiled = triton.compile(ASTSource(function, signature, constants), target=TARGET)
+        compiled = triton.compile(ASTSource(function, signature, constants), target=target)
         assert "ptx" in compiled.asm
         assert compiled.metadata.shared <= SHARED
 

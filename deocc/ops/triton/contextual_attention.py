@@ -200,7 +200,7 @@ class _Problem:
 
     def sides(self) -> Iterator[tuple[int, int, Tensor]]:
         """(sy, sx, the pixels of a cell for which the second patch that covers them lies there)."""
-        offsets = torch.arange(self.rate)
+        offsets = torch.arange(self.rate, device="cpu")
         after = offsets >= self.rate - self.rate // 2
         for sy in (-1, 1):
             for sx in (-1, 1):

@@ -29,7 +29,8 @@ def _product(a, b, sums, wide: tl.constexpr):
     """Sums + a b."""
     if wide:
         return sums + tl.sum(a[:, :, None] * b[None, :, :], axis=1)
-    return tl.dot(a, b, sums, input_precision="ieee")
+    else:  # what follows a return inside a branch is compiled too, and Triton 3.6 has no such product of float64
+        return tl.dot(a, b, sums, input_precision="ieee")
 
 
 @triton.jit
@@ -42,9 +43,9 @@ def _stream(
 
     Scores are in powers of 2. ``right``, the score with the positive, is the least that the highest can be.
     """
-    n = tl.program_id(0) * queries + tl.arange(0, queries)
+    n = tl.program_id(0).to(tl.int64) * queries + tl.arange(0, queries)
     part = tl.program_id(1)
-    mine = tl.program_id(2) * columns + tl.arange(0, columns)
+    mine = tl.program_id(2).to(tl.int64) * columns + tl.arange(0, columns)
     there = n < count
     most = tl.load(right + n, mask=there, other=0.0)
     total = tl.zeros_like(most)
@@ -55,7 +56,7 @@ def _stream(
         valid = (k < keys) & (start + tl.arange(0, block) < share)
         score = tl.zeros((queries, block), most.dtype)
         for c in range(0, dim, columns):
-            at = c + tl.arange(0, columns)
+            at = (c + tl.arange(0, columns)).to(tl.int64)
             q = tl.load(
                 query + n[:, None] * query_row + at[None, :] * query_column,
                 mask=there[:, None] & (at[None, :] < dim), other=0.0,

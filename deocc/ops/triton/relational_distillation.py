@@ -99,7 +99,7 @@ def _related(points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """G, d, u, and u squared where it may change (N, N)."""
     n, depth = points.shape
     x = points.double()
-    x = x - x.mean(dim=0)
+    x = (x - x.mean(dim=0)).contiguous()
     gram = x @ x.T
     length, inverse, free = (torch.empty_like(gram) for _ in range(3))
     rows, columns = 16, 64
