@@ -164,7 +164,8 @@ class BuildExtension(build_ext):
             subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *options], check=True)
             subprocess.run([cmake, "--build", build, *(["--parallel", jobs] if jobs else [])], check=True)
         except subprocess.CalledProcessError as error:
-            sys.exit(f"building deocc._C failed ({error}); DEOCC_BUILD=none installs deocc without it, slower")
+            less = "DEOCC_BUILD=cpu leaves the CUDA kernels out, " if "nvcc" in PLAN.programs else ""
+            sys.exit(f"building deocc._C failed ({error}); {less}DEOCC_BUILD=none installs deocc without it, slower")
 
 
 class BuildPython(build_py):

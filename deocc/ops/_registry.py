@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class Operator:
         if device == "meta" or torch._C._dispatch_has_kernel_for_dispatch_key(
             f"deocc::{self.kernel or self.name}", device.upper()
         ):
-            return ""
+            return self._too_old() if device == "cuda" else ""
         if device not in ("cpu", "cuda"):
             return f"there are no kernels for {device}"
         if device == "cuda" and self.gpu == "triton":
@@ -158,6 +159,19 @@ class Operator:
         if torch.version.cuda is None:
             return "this torch is built without CUDA"
         return self._without_kernel("cuda") or ("" if torch.cuda.is_available() else "torch finds no CUDA device")
+
+    def _too_old(self) -> str:
+        """Why the CUDA kernels, which are there, cannot run on this GPU; empty when they can."""
+        if self.gpu != "cuda" or compiled is None or not torch.cuda.is_available():
+            return ""
+        built = min(int(found) for found in re.findall(r"\d+", compiled.build_info()["cuda_arch"]) or ["0"])
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor >= built:
+            return ""
+        return (
+            f"it was compiled for compute capability {built // 10}.{built % 10} and later, and this GPU has "
+            f"{major}.{minor} (DEOCC_CUDA_ARCH)"
+        )
 
     def uses_reference(self, device: str) -> bool:
         """Whether the reference has to compute on this kind of device (``tensor.device.type``).

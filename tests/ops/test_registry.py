@@ -103,3 +103,23 @@ def test_triton_computes_without_the_callers_autocast(monkeypatch: pytest.Monkey
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert probe.look() == torch.bfloat16
         assert registry._in_triton("probe", "look", None, torch.ones(1)) == torch.float32
+
+
+def test_a_gpu_that_is_older_than_the_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Built:
+        @staticmethod
+        def build_info() -> dict[str, str]:
+            return {"cuda_arch": "80;90", "no_cuda": ""}
+
+    monkeypatch.setattr(registry, "compiled", Built)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    one = object.__new__(registry.Operator)
+    for key, value in {"name": "composite", "gpu": "cuda", "arrays": False, "kernel": ""}.items():
+        object.__setattr__(one, key, value)
+    without = registry.Operator._without_kernel.__wrapped__  # without its cache
+    for capability, reason in (((8, 0), ""), ((7, 5), "compute capability 8.0 and later, and this GPU has 7.5")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda found=capability: found)
+        assert reason in without(one, "cuda")
+        assert bool(reason) == bool(without(one, "cuda"))
+        assert not without(one, "cpu")

@@ -1,6 +1,7 @@
 """The ablation of canet (table 6): every combination of contrast, fusion and dense field, trained and compared.
 
-``python -m deocc_canet.ablation --data PACK... --eval-data PACK... -o FOLDER [--recipe ablation]`` trains eight
+``python -m deocc_canet.ablation --data PACK... --eval-data PACK... -o FOLDER [--recipe ablation] [--device cuda]``
+trains eight
 networks, each in a folder of its own, and writes ``ablation.json`` and ``ablation.md``: hole and whole-image PSNR and
 SSIM of each on the same occluded faces, and how much each differs from the whole system, face by face. Stopped and
 called again, it goes on.
@@ -46,9 +47,9 @@ def variants(base: Config) -> dict[str, tuple[dict[str, bool], Config]]:
     return found
 
 
-def judge(weights: Path, faces: PackedFaces, positions: np.ndarray) -> dict[str, np.ndarray]:
+def judge(weights: Path, faces: PackedFaces, positions: np.ndarray, device: str = "cpu") -> dict[str, np.ndarray]:
     """Figures of each face, occluded by its position as the seed and restored with the occlusion given."""
-    restorer = deocc.restorer("canet", weights=weights)
+    restorer = deocc.restorer("canet", weights=weights, device=device)
     values: dict[str, list[torch.Tensor]] = {name: [] for name in FIGURES}
     for start in range(0, len(positions), _BATCH):
         chosen = [int(position) for position in positions[start : start + _BATCH]]
@@ -56,7 +57,7 @@ def judge(weights: Path, faces: PackedFaces, positions: np.ndarray) -> dict[str,
         made = [occlude(np.array(faces.images[i]), faces.landmarks[i], i) for i in chosen]
         occluded = to_tensor(np.stack([one.image for one in made]))
         hole = (torch.from_numpy(np.stack([one.occlusion for one in made]))[:, None] > 0).float()
-        restored = restorer(occluded, hole).image
+        restored = restorer(occluded, hole).image.cpu()
         for name in FIGURES:
             measure = metrics.psnr if name.endswith("psnr") else metrics.ssim
             values[name].append(measure(restored, image, where=hole if name.startswith("hole") else None))
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--eval-data", type=Path, nargs="+", required=True, help="packed faces of other people")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--recipe", default="ablation", help="what all eight share")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1")
     parser.add_argument("--faces", type=int, default=300, help="faces to compare on, evenly spaced")
     arguments = parser.parse_args(argv)
     faces = concatenate([PackedFaces(path) for path in arguments.eval_data])
@@ -112,8 +114,9 @@ def main(argv: list[str] | None = None) -> None:
             recipe=arguments.recipe,
             overrides={SWITCHES[switch]: state for switch, state in on.items()},
             stages=None if on["CL"] else ["joint"],
+            device=arguments.device,
         )["restorer"]
-        values = judge(weights, faces, positions)
+        values = judge(weights, faces, positions, arguments.device)
         whole = whole or values
         report[name] = {"on": on, "figures": {figure: compare(values[figure], whole[figure]) for figure in FIGURES}}
         print(name, {figure: round(float(np.nanmean(values[figure])), 4) for figure in FIGURES}, flush=True)

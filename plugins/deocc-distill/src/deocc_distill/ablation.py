@@ -157,6 +157,7 @@ class _Ablation:
             overrides=changes,
             stages=[stage],
             start_from=start,
+            device=self.arguments.device,
         )
 
     def accuracy(self, recognizer: Recognizer, complete: Complete) -> float:
@@ -175,7 +176,8 @@ class _Ablation:
 def losses(ablation: _Ablation) -> None:
     """Figure 5, as a table of where its curves end and of the accuracy that comes of them."""
     restorer = ablation.restorer(attention=True)
-    complete = _completer("distill", restorer)
+    device = ablation.arguments.device
+    complete = _completer("distill", restorer, device)
     report: dict[str, Any] = {}
     lines = [
         f"{len(ablation.pairs)} pairs, the second face occluded and completed; the losses are those at the last step.",
@@ -185,7 +187,7 @@ def losses(ablation: _Ablation) -> None:
     ]
     for name, changes in LOSSES.items():
         folder = name.replace(" + ", "-").replace(" ", "-").lower()
-        student = deocc.recognizer("distill", weights=ablation.student(folder, changes, [restorer]))
+        student = deocc.recognizer("distill", weights=ablation.student(folder, changes, [restorer]), device=device)
         curves = _history(ablation.out / folder)
         last = curves["evaluation"][-1]
         report[name] = {"accuracy": ablation.accuracy(student, complete), **curves}
@@ -197,16 +199,17 @@ def losses(ablation: _Ablation) -> None:
 def completion(ablation: _Ablation) -> None:
     """Table 2: the recognizer that was not distilled and both students, on each completion."""
     report: dict[str, dict[str, float]] = {}
+    device = ablation.arguments.device
     for name, changes in COMPLETIONS.items():
         method = changes.get("distillation.completion", "distill")
         start = [ablation.restorer(changes["generator.attention"])] if method == "distill" else []
-        complete = _completer(method, start[0] if start else None)
+        complete = _completer(method, start[0] if start else None, device)
         for row, more in STUDENTS.items():
             folder = f"{name}-{row}".replace(" ", "-").lower()
             weights = ablation.student(folder, {**changes, **more}, start)
-            student = deocc.recognizer("distill", weights=weights)
+            student = deocc.recognizer("distill", weights=weights, device=device)
             report.setdefault(row, {})[name] = ablation.accuracy(student, complete)
-        teacher = plugins.load(student.config.distillation.teacher, "recognizer")
+        teacher = plugins.load(student.config.distillation.teacher, "recognizer", device=device)
         report.setdefault("the teacher", {})[name] = ablation.accuracy(teacher, complete)
     lines = [
         f"Accuracy in % on {len(ablation.pairs)} pairs, the second face occluded and completed.",
@@ -219,10 +222,10 @@ def completion(ablation: _Ablation) -> None:
     ablation.write("completion", {"accuracy": report}, "\n".join(lines) + "\n")
 
 
-def _completer(method: str, weights: Path | None) -> Complete:
+def _completer(method: str, weights: Path | None, device: str) -> Complete:
     if method == "none":
         return lambda occluded, hole: occluded
-    restorer = deocc.restorer(method, weights=weights)
+    restorer = deocc.restorer(method, weights=weights, device=device)
     return lambda occluded, hole: restorer(occluded, hole).image
 
 
@@ -236,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--restorer", type=Path, nargs="*", help="weights of trained de-occlusion modules")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the runs and the table")
     parser.add_argument("--recipe", default="ablation", help="what all share")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1")
     parser.add_argument("--pairs", type=int, default=600, help="pairs to compare on, at most")
     arguments = parser.parse_args(argv)
     {"losses": losses, "completion": completion}[arguments.which](_Ablation(arguments))
