@@ -6,7 +6,7 @@ and :func:`rasterise` take NumPy arrays, and :func:`contextual_attention_offsets
 
 Where there is no kernel for a device, the PyTorch reference computes instead and one warning says why;
 :func:`backends` lists what is there. What the docstrings say of memory, of inner float64 and of second derivatives that
-are refused is of the kernels: the reference writes out every matrix that an equation names, in the inputs' dtype.
+are refused is of the kernels: the reference writes out every matrix that an equation names, as plain PyTorch does.
 
 Two environment variables, read at every call:
 
