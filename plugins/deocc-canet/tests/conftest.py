@@ -1,4 +1,4 @@
-"""A real face from the packaged portraits."""
+"""Real faces: the packaged portraits."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -17,11 +17,17 @@ class Portrait(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def portrait() -> Portrait:
-    path = sorted(Path(str(files("deocc") / "portraits")).glob("*.jpg"))[0]
-    photo = read_image(path)
-    face = Detector().detect(photo)[0]
-    crop = Crop(128, 0.75)
-    matrix = crop.matrix(face.landmarks)
-    landmarks = face.landmarks @ matrix[:, :2].T + matrix[:, 2]
-    return Portrait(align(photo, face.landmarks, crop), landmarks.astype(np.float32))
+def portraits() -> dict[str, Portrait]:
+    found, crop, detector = {}, Crop(128, 0.75), Detector()
+    for path in sorted(Path(str(files("deocc") / "portraits")).glob("*.jpg")):
+        photo = read_image(path)
+        face = detector.detect(photo)[0]
+        matrix = crop.matrix(face.landmarks)
+        landmarks = face.landmarks @ matrix[:, :2].T + matrix[:, 2]
+        found[path.stem] = Portrait(align(photo, face.landmarks, crop), landmarks.astype(np.float32))
+    return found
+
+
+@pytest.fixture(scope="session")
+def portrait(portraits: dict[str, Portrait]) -> Portrait:
+    return portraits["barack-obama-2010"]
