@@ -383,12 +383,11 @@ def _check_training(training: Training, engine: FitEngine) -> None:
     if training.batch % engine.world_size:
         raise UsageError(f"training.batch must be divisible by the {engine.world_size} processes, got {training.batch}")
     # Checkpoints and cards say training.precision; and gradients that a scaler holds scaled would be clipped so.
-    computes = getattr(getattr(getattr(engine, "strategy", None), "precision", None), "precision", None)
-    wanted = {"32": "32-true"}.get(training.precision, training.precision)
-    if computes is not None and computes != wanted:
+    plugin = getattr(getattr(engine, "strategy", None), "precision", engine)  # Fabric's, or SingleDevice itself
+    computes = getattr(plugin, "precision", training.precision)
+    if computes not in (training.precision, f"{training.precision}-true"):
         raise UsageError(
-            f"training.precision is {training.precision!r}, so that the engine must be Fabric(precision={wanted!r}), "
-            f"got one of {computes!r}"
+            f"training.precision must be that of the engine, which computes in {computes!r}, got {training.precision!r}"
         )
 
 

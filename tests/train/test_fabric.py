@@ -13,7 +13,7 @@ import torch
 from tiny_task import TinyConfig, build, settings
 
 from deocc.errors import UsageError
-from deocc.train import fit
+from deocc.train import SingleDevice, fit
 from deocc.train.checkpoint import Checkpoints
 
 fabric = pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed (deocc[train])")
@@ -74,5 +74,10 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("precision", "other"), [("32", "bf16-mixed"), ("bf16-mixed", "32-true"), ("32", "16-true")])
 def test_an_engine_of_another_precision_is_refused(tmp_path: Path, precision: str, other: str) -> None:
     engine = fabric.Fabric(accelerator="cpu", devices=1, precision=other)
-    with pytest.raises(UsageError, match=rf"training\.precision is '{precision}'.*got one of '{other}'"):
+    with pytest.raises(UsageError, match=rf"which computes in '{other}', got '{precision}'"):
         fit(build(settings(precision=precision)), range(10), None, tmp_path, progress=False, engine=engine)
+
+
+def test_so_is_a_single_device_of_another_precision(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"training\.precision must be that of the engine"):
+        fit(build(), range(10), None, tmp_path, progress=False, engine=SingleDevice("cpu", "bf16-mixed"))
