@@ -9,13 +9,15 @@ from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
 from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_losses, patch_mean
 from deocc_canet.network import Completer, Network, ResidualBlock, settle, soften, spread
+from deocc_canet.photographs import Photographs, light, reclothe
 from deocc_canet.restorer import Restorer
-from deocc_canet.training import JointTraining, SiameseInference
+from deocc_canet.training import FinderTraining, JointTraining, SiameseInference
 
 import deocc
 from deocc import config, plugins
 from deocc.errors import UsageError
 from deocc.faces import Crop
+from deocc.occlude import occlude
 from deocc.train import SingleDevice
 
 
@@ -397,7 +399,7 @@ def test_the_terms_are_averaged_over_the_selected_layers() -> None:
 
 def test_faces_of_another_crop_are_refused() -> None:
     faces = Faces(4)
-    for task in (JointTraining, SiameseInference):
+    for task in (JointTraining, SiameseInference, FinderTraining):
         with pytest.raises(UsageError, match=r"crops of 64 pixels and zoom 1 .* packed with 128 and 0\.75"):
             task(settings_of(size="64", zoom="1.0")).dataset(faces, train=True)
         with pytest.raises(UsageError, match="a multiple of 4 for this architecture, got 126"):
@@ -505,3 +507,72 @@ def test_fields_without_a_loss_have_no_gradient_to_wait_for() -> None:
         settings = settings_of(architecture__dense_field="true", joint__losses__dense_field=weight)
         task = JointTraining(settings)
         assert {value.requires_grad for value in task.completer.fields.parameters()} == {trained}
+
+
+def test_photographs_follow_from_index_and_seed_and_hide_the_share_that_is_asked_for() -> None:
+    faces = Faces(3)
+    first, again = (Photographs(faces, Augmentation(), seed=1)[7] for _ in range(2))
+    assert {name: torch.equal(first[name], again[name]) for name in first} == {"occluded": True, "occlusion": True}
+    assert not torch.equal(first["occluded"], Photographs(faces, Augmentation(), seed=2)[7]["occluded"])
+    bare = Photographs(faces, Augmentation(unoccluded=1.0), seed=1)
+    assert not any(bare[index]["occlusion"].any() for index in range(8))
+    hidden = Photographs(faces, Augmentation(unoccluded=0.0), seed=1)
+    assert all(hidden[index]["occlusion"].any() for index in range(8))
+
+
+def test_a_plain_photograph_is_what_the_other_stages_see() -> None:
+    """Visible pixels are then the moved face's own, whatever the seed; otherwise they are not."""
+    faces, still = Faces(1), Augmentation(shift=0.0, scale=0.0, rotate=0.0, light=0.0, unoccluded=0.0)
+    whole = torch.from_numpy(faces.images[0].transpose(2, 0, 1).copy())
+    changed = 0
+    for seed in range(6):
+        for plain in (1.0, 0.0):
+            item = Photographs(faces, still, seed, plain=plain)[0]
+            seen = (item["occlusion"] == 0).expand_as(whole)
+            same = [torch.equal(item["occluded"][seen], face[seen]) for face in (whole, whole.flip(2))]
+            assert any(same) or not plain
+            changed += not any(same)
+    assert changed >= 4
+
+
+def test_light_changes_brightness_and_no_shape() -> None:
+    """Of a grey face every channel stays nearly the same multiple of the others, and nothing is lit evenly."""
+    grey = np.full((128, 128, 3), 100, np.uint8)
+    for seed in range(12):
+        lit = light(grey, Crop(128, 0.75).template(), np.random.default_rng(seed))
+        assert lit.dtype == np.uint8
+        assert lit.shape == grey.shape
+        assert int(lit.max()) - int(lit.min()) > 5
+
+
+def test_a_mask_of_other_cloth_hides_the_same() -> None:
+    image, landmarks = Faces(1).images[0], Crop(128, 0.75).template()
+    made = occlude(image, landmarks, seed=3, kinds=["surgical"])
+    other = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
+    for seed in range(8):
+        clothed = reclothe(image, made, landmarks, other, np.random.default_rng(seed))
+        assert np.array_equal(clothed[made.occlusion == 0], image[made.occlusion == 0])
+        inside = made.occlusion == 255
+        assert np.abs(clothed[inside].astype(int) - made.image[inside]).mean() > 5
+
+
+def test_the_third_stage_trains_the_finder_alone(tmp_path) -> None:
+    settings = settings_of(finder__learning_rate="5e-3", finder__warmup="1", finder__training__steps="60")
+    torch.manual_seed(0)
+    joint = JointTraining(settings)
+    task = plugins.get("canet").resolve("finder")(settings)
+    task.start_from(joint.exports())
+    batch = batch_of(task)
+    logs = [task.step(batch, SingleDevice(), index) for index in range(40)]
+    assert float(logs[-1]["find"]) < 0.8 * float(logs[0]["find"])
+    before, after = joint.exports()["restorer"], task.exports()["restorer"]
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        same = torch.equal(value, after[name])
+        assert same if name.startswith("completer.") else not same or name.endswith("bias"), name
+    Restorer(settings).network.load_state_dict(after)
+    held = task.dataset(Faces(4), train=False)
+    held = {name: torch.stack([held[i][name] for i in range(4)]) for name in held[0]}
+    assert set(task.evaluate(held)) == {"hole_psnr_found", "occlusion_iou", "bare_found"}
+    assert all(math.isfinite(value) for value in task.evaluate(held).values())
+    assert task.preview(held)["restored"].shape == (4, 3, 128, 128)

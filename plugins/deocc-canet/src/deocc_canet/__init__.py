@@ -11,6 +11,10 @@ METHOD = Method(
     licence="Apache-2.0",
     config="deocc_canet.config:Config",
     restorer="deocc_canet.restorer:Restorer",
-    tasks={"siamese": "deocc_canet.training:SiameseInference", "joint": "deocc_canet.training:JointTraining"},
+    tasks={
+        "siamese": "deocc_canet.training:SiameseInference",
+        "joint": "deocc_canet.training:JointTraining",
+        "finder": "deocc_canet.training:FinderTraining",
+    },
     weights={"restorer": "deocc_canet:weights/canet-128.safetensors"},
 )

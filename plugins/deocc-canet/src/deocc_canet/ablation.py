@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
             out=arguments.out / name,
             recipe=arguments.recipe,
             overrides={SWITCHES[switch]: state for switch, state in on.items()},
-            stages=None if on["CL"] else ["joint"],
+            stages=["siamese", "joint"] if on["CL"] else ["joint"],  # the occlusion is given: no finder
             device=arguments.device,
         )["restorer"]
         values = judge(weights, faces, positions, arguments.device)

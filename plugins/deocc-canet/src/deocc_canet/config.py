@@ -141,6 +141,25 @@ class Joint:
 
 
 @dataclass(frozen=True)
+class Finder:
+    """The third stage: the finder alone, on :class:`deocc_canet.photographs.Photographs`.
+
+    Attributes:
+        learning_rate: of Adam; it rises over ``warmup`` steps and falls to zero as a cosine from there.
+        average: decay of the running average of the weights, which is what is exported.
+        plain: share of the faces that are as the other stages see them.
+        unoccluded: share of the faces that nothing hides.
+    """
+
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    average: float = 0.998
+    plain: float = 0.25
+    unoccluded: float = 0.15
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that can be set.
 
@@ -148,7 +167,7 @@ class Config:
         size, zoom: the crop that is trained on and restored, see :class:`deocc.faces.Crop`. Faces are packed with the
             same (``deocc data pack --size --zoom``).
         contrastive: whether the second stage starts from the first one's encoder.
-        siamese, joint: the training stages.
+        siamese, joint, finder: the training stages.
         threshold: occlusion, given or found, above which a pixel is completed. Below it, as in a faint shadow that a
             mask casts on the skin, the pixel shows more of the face than anything that is drawn.
         closing: gaps of up to twice as many pixels in a found occlusion are closed.
@@ -161,5 +180,6 @@ class Config:
     contrastive: bool = True
     siamese: Siamese = field(default_factory=Siamese)
     joint: Joint = field(default_factory=Joint)
+    finder: Finder = field(default_factory=Finder)
     threshold: float = 0.05
     closing: int = 1

@@ -1,13 +1,14 @@
-"""The two training stages (canet section 4.2): the encoder alone by contrast, then encoder and decoder together.
+"""The training stages: the encoder alone by contrast, then encoder and decoder together (canet section 4.2).
 
-The occlusion finder, which the paper does not have, is trained beside the second stage.
+The occlusion finder, which the paper does not have, is trained beside the second stage, and alone in a third.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +21,11 @@ from deocc.errors import UsageError
 from deocc.losses import LPIPS, StyleLoss
 from deocc.method import Engine, Task, Training
 from deocc.ops import KeyQueue, area_downsample, composite, info_nce
-from deocc_canet.config import Config
+from deocc_canet.config import Config, Finder, Joint
 from deocc_canet.faces import OccludedFaces, check_crop
 from deocc_canet.losses import edges_loss, field_loss, finder_loss, gate_loss, identity_losses, patch_mean
 from deocc_canet.network import Discriminator, Network, Output, Representation, encoder_of, settle, soften, spread
+from deocc_canet.photographs import Photographs
 
 
 class SiameseInference(Task):
@@ -195,7 +197,9 @@ class JointTraining(Task):
         """See :meth:`deocc.method.Task.step`."""
         image, occluded, occlusion = (_to_float(batch[name], engine.device) for name in _NAMES)
         field = _to_float(batch["dense_field"], engine.device) if self._learns_field else None
-        logs: dict[str, Tensor | float] = {"learning_rate": self._set_learning_rate(index)}
+        optimizers = self.generator_optimizer, self.discriminator_optimizer
+        rate = _set_learning_rate(optimizers, self.config.joint, index, decay=self.config.joint.decay)
+        logs: dict[str, Tensor | float] = {"learning_rate": rate}
 
         with engine.autocast():
             logits = self.finder(occluded).float()
@@ -221,7 +225,8 @@ class JointTraining(Task):
         engine.backward(torch.stack(list(terms.values())).sum())
         logs["gradient"] = nn.utils.clip_grad_norm_(self.generator_optimizer.param_groups[0]["params"], 1.0)
         self.generator_optimizer.step()
-        self._update_average(index)
+        for name in ("finder", "completer"):
+            _follow(getattr(self.average, name), getattr(self, name), self.config.joint.average, index)
         logs |= {name: term.detach() for name, term in terms.items()}
 
         if losses.adversarial:
@@ -241,12 +246,9 @@ class JointTraining(Task):
         image, occluded, occlusion = (_to_float(batch[name], self._average_device) for name in _NAMES)
         touched = (occlusion > 0).float()
         given = soften(occlusion, self.config)
-        probability = torch.sigmoid(self.average.finder(occluded))
-        found = settle(probability, self.config)
         output = self.average.completer(occluded, given)[0]
         told = composite(occluded, output.image.clamp(0, 1), (given > 0).float())
-        blind = self.average.completer(occluded, found)[0].image.clamp(0, 1)
-        blind = composite(occluded, blind, (found > 0).float())
+        probability, _, _, blind = _restore(self.average, occluded, self.config)
         figures = {
             "hole_psnr": float(metrics.psnr(told, image, where=touched).mean()),
             "hole_psnr_found": float(metrics.psnr(blind, image, where=touched).mean()),
@@ -259,14 +261,8 @@ class JointTraining(Task):
     def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The faces, occluded, what is found and what is restored by the averaged network, without being told."""
         image, occluded, _ = (_to_float(batch[name], self._average_device) for name in _NAMES)
-        found = settle(torch.sigmoid(self.average.finder(occluded)), self.config)
-        output = self.average.completer(occluded, found)[0]
-        rows = {
-            "original": image,
-            "occluded": occluded,
-            "found": found.expand(-1, 3, -1, -1),
-            "restored": composite(occluded, output.image.clamp(0, 1), (found > 0).float()),
-        }
+        found, output, restored = _restore(self.average, occluded, self.config)[1:]
+        rows = _pictures(image, occluded, found, restored)
         if output.field is not None:
             rows |= {name: output.field[:, [i] * 3].clamp(0, 1) for i, name in enumerate("UV")}
         return rows
@@ -340,16 +336,6 @@ class JointTraining(Task):
                     terms.setdefault("identity_maps", []).append(losses.identity_maps * maps)
         return {name: torch.stack(values).mean() for name, values in terms.items()}
 
-    def _set_learning_rate(self, index: int) -> float:
-        settings = self.config.joint
-        share = min(1.0, (index + 1) / max(1, settings.warmup))
-        if settings.decay:
-            share *= 0.5 * (1 + math.cos(math.pi * index / settings.training.steps))
-        for optimizer in (self.generator_optimizer, self.discriminator_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * share
-        return settings.learning_rate * share
-
     def _hole(self, occlusion: Tensor, logits: Tensor, index: int) -> Tensor:
         """How far each pixel is hidden: by true occlusions in one half of the batch, by found ones in the other. In
         every fourth step they are 0 or 1 and a pixel or two too large, as people draw them."""
@@ -358,15 +344,120 @@ class JointTraining(Task):
         hole = torch.where(odd == 1, found, soften(occlusion, self.config))
         return spread((hole > 0).float(), 1 + index // 4 % 2) if index % 4 == 3 else hole
 
-    @torch.no_grad()
-    def _update_average(self, index: int) -> None:
-        # A fixed decay would keep the start for thousands of steps.
-        decay = min(self.config.joint.average, (1 + index) / (10 + index))
-        for name in ("finder", "completer"):
-            current = getattr(self, name)
-            current = getattr(current, "module", current)
-            for mean, value in zip(getattr(self.average, name).parameters(), current.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+
+class FinderTraining(Task):
+    """Training of the finder alone, on faces as photographs show them; the completer stays as it is."""
+
+    best: ClassVar[str] = ""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        network = Network(config.architecture).to(memory_format=torch.channels_last)
+        self.finder: nn.Module = copy.deepcopy(network.finder)
+        self.average = network.requires_grad_(False).eval()
+        self.optimizer = torch.optim.Adam(self.finder.parameters(), lr=config.finder.learning_rate, betas=(0.9, 0.99))
+
+    @property
+    def training(self) -> Training:
+        """As configured."""
+        return self.config.finder.training
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The finder, and the whole network that holds its running average."""
+        return {"finder": self.finder, "average": self.average}
+
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """That of the finder."""
+        return {"optimizer": self.optimizer}
+
+    def dataset(self, faces: Any, *, train: bool) -> Dataset[Any]:
+        """See :class:`Photographs`; held-out faces are those of the stage before, to be compared with it.
+
+        Raises:
+            UsageError: the faces are of another crop than is configured.
+        """
+        check_crop(faces, self.config)
+        if not train:
+            return OccludedFaces(faces, None, self.training.seed)
+        settings = self.config.finder
+        augmentation = dataclasses.replace(self.config.augmentation, unoccluded=settings.unoccluded)
+        return Photographs(faces, augmentation, self.training.seed, plain=settings.plain)
+
+    def step(self, batch: Mapping[str, Tensor], engine: Engine, index: int) -> Mapping[str, Tensor | float]:
+        """See :meth:`deocc.method.Task.step`."""
+        settings = self.config.finder
+        occluded, occlusion = (_to_float(batch[name], engine.device) for name in ("occluded", "occlusion"))
+        rate = _set_learning_rate((self.optimizer,), settings, index, decay=True)
+        with engine.autocast():
+            logits = self.finder(occluded).float()
+        loss = finder_loss(logits, occlusion)
+        self.optimizer.zero_grad(set_to_none=True)
+        engine.backward(loss)
+        gradient = nn.utils.clip_grad_norm_(self.finder.parameters(), 1.0)
+        self.optimizer.step()
+        _follow(self.average.finder, self.finder, settings.average, index)
+        return {"find": loss.detach(), "gradient": gradient, "learning_rate": rate}
+
+    def evaluate(self, batch: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Of the averaged finder: how well it finds (IoU), the PSNR inside the true occlusion where it is found so, and
+        the share of bare faces that is taken for occluded."""
+        device = next(self.average.parameters()).device
+        image, occluded, occlusion = (_to_float(batch[name], device) for name in _NAMES)
+        probability, _, _, restored = _restore(self.average, occluded, self.config)
+        bare = settle(torch.sigmoid(self.average.finder(image)), self.config)
+        return {
+            "hole_psnr_found": float(metrics.psnr(restored, image, where=(occlusion > 0).float()).mean()),
+            "occlusion_iou": float(metrics.occlusion_iou(probability, occlusion).mean()),
+            "bare_found": float((bare > 0).float().mean()),
+        }
+
+    def preview(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The faces, occluded, what the averaged finder finds and what is restored by that."""
+        image, occluded, _ = (_to_float(batch[name], next(self.average.parameters()).device) for name in _NAMES)
+        _, found, _, restored = _restore(self.average, occluded, self.config)
+        return _pictures(image, occluded, found, restored)
+
+    def exports(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """The network, with the averaged finder in it."""
+        return {"restorer": _halved(self.average.state_dict())}
+
+    def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over the network of the stage before."""
+        self.average.load_state_dict(exports["restorer"])
+        self.finder.load_state_dict(self.average.finder.state_dict())
+
+
+def _restore(network: nn.Module, occluded: Tensor, config: Config) -> tuple[Tensor, Tensor, Output, Tensor]:
+    """By what probability each pixel is occluded, what is found so, what layer 1 draws and the completed face."""
+    probability = torch.sigmoid(network.finder(occluded))
+    found = settle(probability, config)
+    output = network.completer(occluded, found)[0]
+    return probability, found, output, composite(occluded, output.image.clamp(0, 1), (found > 0).float())
+
+
+def _pictures(image: Tensor, occluded: Tensor, found: Tensor, restored: Tensor) -> dict[str, Tensor]:
+    return {"original": image, "occluded": occluded, "found": found.expand(-1, 3, -1, -1), "restored": restored}
+
+
+def _set_learning_rate(
+    optimizers: Sequence[torch.optim.Optimizer], settings: Joint | Finder, index: int, *, decay: bool
+) -> float:
+    share = min(1.0, (index + 1) / max(1, settings.warmup))
+    if decay:
+        share *= 0.5 * (1 + math.cos(math.pi * index / settings.training.steps))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * share
+    return settings.learning_rate * share
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, current: nn.Module, decay: float, index: int) -> None:
+    # A fixed decay would keep the start for thousands of steps.
+    decay = min(decay, (1 + index) / (10 + index))
+    current = getattr(current, "module", current)
+    for mean, value in zip(average.parameters(), current.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
 
 
 _NAMES = ("image", "occluded", "occlusion")
