@@ -82,7 +82,7 @@ def test_restoration_in_bfloat16(benchmark: Any, compare: Any, device: str, size
     benchmark.extra_info["images a second"] = round(batch / benchmark.stats["median"], 2)
 
 
-@pytest.mark.parametrize("stage", ["siamese", "joint"])
+@pytest.mark.parametrize("stage", ["siamese", "joint", "finder"])
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_training_step(
     benchmark: Any, compare: Any, on_reference: Any, device: str, stage: str, precision: str
