@@ -472,14 +472,13 @@ def test_packaged_weights_find_and_restore_a_masked_portrait(portrait) -> None:
     assert float(ours) > float(theirs)
 
 
-def test_of_bare_faces_little_is_taken_for_occluded(portraits) -> None:
-    """Nothing of those in even light, and of the two that are lit from behind no more than the README says."""
+def test_of_bare_faces_nothing_is_taken_for_occluded(portraits) -> None:
+    """Two of the four are lit from behind."""
     from deocc.images import to_tensor
 
     restorer = deocc.restorer("canet")
     found = {name: float(restorer(to_tensor(one.image)).occlusion.mean()) for name, one in portraits.items()}
-    assert found["barack-obama-2012"] == found["eileen-collins"] == 0
-    assert max(found.values()) < 0.15
+    assert max(found.values()) < 0.001, found
 
 
 def test_restoring_in_bfloat16_changes_little(portrait) -> None:
