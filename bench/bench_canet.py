@@ -55,13 +55,16 @@ def _drawn(device: str, size: int, batch: int) -> tuple[Any, torch.Tensor, torch
     return restorer, image, occlusion
 
 
+@pytest.mark.parametrize("occluded", ["given", "found"])
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("size", [128, 256])
-def test_restoration(benchmark: Any, compare: Any, on_reference: Any, device: str, size: int, batch: int) -> None:
+def test_restoration(
+    benchmark: Any, compare: Any, on_reference: Any, device: str, size: int, batch: int, occluded: str
+) -> None:
     restorer, image, occlusion = _drawn(device, size, batch)
 
     def restore() -> object:
-        return restorer(image, occlusion)
+        return restorer(image, occlusion if occluded == "given" else None)
 
     compare(restore, on_reference(restore))
     benchmark.extra_info["images a second"] = round(batch / benchmark.stats["median"], 2)

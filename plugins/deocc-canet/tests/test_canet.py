@@ -113,11 +113,12 @@ def test_a_block_without_gradients_does_the_same_and_leaves_its_input() -> None:
     assert torch.equal(x, before)
 
 
-def test_spread_grows_by_the_radius() -> None:
-    point = torch.zeros(1, 1, 9, 9)
-    point[..., 4, 4] = 1
-    assert spread(point, 2).sum() == 25
-    assert spread(point, 0) is point
+@pytest.mark.parametrize("radius", [1, 2, 8])
+def test_spread_grows_by_the_radius(radius: int) -> None:
+    values = torch.randn(2, 1, 7, 9)
+    expected = torch.nn.functional.max_pool2d(values, 2 * radius + 1, 1, radius)
+    assert torch.equal(spread(values, radius), expected)
+    assert spread(values, 0) is values
 
 
 def test_the_completer_sees_less_of_a_pixel_the_more_it_is_occluded() -> None:

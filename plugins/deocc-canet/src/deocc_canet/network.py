@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -246,7 +248,16 @@ def encoder_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def spread(occlusion: Tensor, radius: int) -> Tensor:
     """Grow what is occluded by ``radius`` pixels: (N, 1, H, W) -> (N, 1, H, W)."""
-    return F.max_pool2d(occlusion, 2 * radius + 1, 1, radius) if radius else occlusion
+    if not radius:
+        return occlusion
+    # Rows, then columns, by shifted maxima: max pooling takes up to thirty times as long on a CPU.
+    for axis, margin in ((2, (0, 0, radius, radius)), (3, (radius, radius))):
+        size = occlusion.shape[axis]
+        padded = F.pad(occlusion, margin, value=-math.inf)
+        occlusion = functools.reduce(
+            torch.maximum, (padded.narrow(axis, shift, size) for shift in range(2 * radius + 1))
+        )
+    return occlusion
 
 
 def soften(occlusion: Tensor, config: Config) -> Tensor:
