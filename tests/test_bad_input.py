@@ -414,6 +414,8 @@ FUNCTIONS = {
     "ops.composite": (3, ops.composite),
     "ops.composite_uint8": (3, ops.composite_uint8),
     "ops.rasterise": (4, ops.rasterise),
+    "ops.contextual_attention": (3, ops.contextual_attention),
+    "ops.contextual_attention_offsets": (3, ops.contextual_attention_offsets),
     "ops.info_nce": (3, ops.info_nce),
     "ops.KeyQueue.enqueue": (1, ops.KeyQueue(3, 2).enqueue),
     "ops.relational_distillation": (2, ops.relational_distillation),

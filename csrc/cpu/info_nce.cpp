@@ -31,6 +31,7 @@ constexpr int64_t kTile = 1 << 15;   // elements of these keys, about
 constexpr int64_t kDepth = 256;      // columns in one matrix product of scores
 constexpr int64_t kAlone = 1 << 18;  // multiply-adds of a thread below which it costs more than it saves
 constexpr int kSlack = 30;           // how far above its offset, in powers of 2, a score may be
+constexpr int kLarge = 1 << 20;      // powers of 2 above which the rounding of a score matters beside kSlack
 
 int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -113,7 +114,7 @@ DEOCC_INLINE void store_pairs(uint32_t* to, const typename V::type& low, const t
 // From scores (keys, kPanel) to their exponentials, which replace them where the derivative needs them: as they are,
 // or, `pairs`, in bfloat16, where a word holds two keys and the odd one is joined by 0.
 template <bool keep, bool pairs, class T>
-void exponentials(T* scores, int64_t keys, int64_t columns, T scale, Sums<T>& sums) {
+void exponentials(T* scores, int64_t keys, int64_t columns, T factor, Sums<T>& sums) {
   by_width<T>([&](auto vector) DEOCC_BODY {
     using V = decltype(vector);
     using Vec = typename V::type;
@@ -126,7 +127,15 @@ void exponentials(T* scores, int64_t keys, int64_t columns, T scale, Sums<T>& su
         most = one > most ? one : most;
         other = two > other ? two : other;
       }
-      most = (other > most ? other : most) * scale;
+      most = (other > most ? other : most) * factor;
+      T scale = factor;
+      bool large = false;
+      for (int lane = 0; lane < V::lanes; ++lane) large |= std::abs(most[lane]) > kLarge;
+      if (large) {
+        // Below, the compiler multiplies and subtracts in one step, and what `most` was rounded by would be left over.
+        for (int64_t k = 0; k < keys; ++k) V::store(at + k * kPanel, V::load(at + k * kPanel) * scale);
+        scale = 1;
+      }
       const Vec before = V::load(sums.offset + x);
       const Vec offset = most > before + T(kSlack) ? most : before;
       Vec total = V::load(sums.total + x);
@@ -135,10 +144,10 @@ void exponentials(T* scores, int64_t keys, int64_t columns, T scale, Sums<T>& su
       if (moved) {
         if (!sums.moved) std::fill_n(sums.factor, kPanel, T(1));
         sums.moved = true;
-        const Vec factor = power_of_two<V>(before - offset);
-        V::store(sums.factor + x, factor);
+        const Vec shrink = power_of_two<V>(before - offset);
+        V::store(sums.factor + x, shrink);
         V::store(sums.offset + x, offset);
-        total *= factor;
+        total *= shrink;
       }
       Vec sum{};
       if constexpr (pairs) {
@@ -474,11 +483,13 @@ struct Job {
   double finish(const Parts<T>& parts, int64_t n, double right) const {
     const auto [batch, dim, keys] = set.sizes;
     double highest = right, wrong = 0;
+    const auto offset = [&](int64_t part) -> double { return parts.offset.get()[part * parts.batch + n]; };
+    // Without any key near it, an offset is only a rounded `right`: nothing is relative to it.
+    const auto counts = [&](int64_t part) { return parts.total.get()[part * parts.batch + n] != T(0); };
     for (int64_t part = 0; part < parts.count; ++part) {
-      const double offset = parts.offset.get()[part * parts.batch + n];
-      if (offset > highest) highest = offset;
+      if (counts(part) && offset(part) > highest) highest = offset(part);
     }
-    const auto weight = [&](int64_t part) { return std::exp2(parts.offset.get()[part * parts.batch + n] - highest); };
+    const auto weight = [&](int64_t part) { return counts(part) ? std::exp2(offset(part) - highest) : 0; };
     for (int64_t part = 0; part < parts.count; ++part) {
       wrong += parts.total.get()[part * parts.batch + n] * weight(part);
     }

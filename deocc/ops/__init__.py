@@ -8,12 +8,17 @@ Where there is no kernel for a device, the PyTorch reference computes instead an
 :func:`backends` lists what is there. What the docstrings say of memory, of inner float64 and of second derivatives that
 are refused is of the kernels: the reference writes out every matrix that an equation names, as plain PyTorch does.
 
-Two environment variables, read at every call:
+Environment variables:
 
-- ``DEOCC_STRICT=1``: computing with the reference for want of a kernel is an error.
-- ``DEOCC_BACKEND=reference``: always compute with the reference, to compare or to look for a fault.
+- ``DEOCC_STRICT=1``: computing with the reference for want of a kernel is an error. Read at every call.
+- ``DEOCC_BACKEND=reference``: always compute with the reference, to compare or to look for a fault. Read at every call.
+- ``DEOCC_VECTOR=avx2`` or ``narrow``: the CPU kernels compute as on a processor without wider vectors; to measure and
+  to test. Read once. :func:`composite` and :func:`composite_uint8` do not look at it.
 
 A graph made by ``torch.compile`` keeps what was decided while it was traced.
+
+Derivatives are those of reverse mode. Forward mode (``torch.autograd.forward_ad``) is not there: PyTorch hands such
+operators no tangents, and the result has none, without an error. The references have it.
 """
 
 from deocc.ops._registry import Backend, backends, build_info

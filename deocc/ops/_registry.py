@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from deocc.errors import MissingDependencyError, UsageError
 _LIBRARY: Final = torch.library.Library("deocc", "DEF")  # type: ignore[no-untyped-call]
 _OPERATORS: Final[dict[str, Operator]] = {}
 _WARNED: Final[set[str]] = set()
+_MOST: Final = sys.float_info.max
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -180,6 +182,9 @@ class Operator:
             UsageError: an environment variable has a value that is not offered.
             MissingDependencyError: it would for want of a kernel, and ``DEOCC_STRICT=1`` forbids that.
         """
+        vector = os.environ.get("DEOCC_VECTOR", "")
+        if vector not in ("", "narrow", "avx2", "avx512"):
+            raise UsageError(f"DEOCC_VECTOR must be 'narrow', 'avx2', 'avx512' or unset, got {vector!r}")
         forced = os.environ.get("DEOCC_BACKEND", "")
         if not forced and not (reason := self._without_kernel(device)):
             return False
@@ -209,6 +214,11 @@ class Operator:
 # torch.compile takes the answer as a constant. This is what torch.compiler.assume_constant_result does, which would
 # import the whole compiler here and now.
 Operator.uses_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number that float64 holds; unlike math.isfinite torch.compile takes it, for changing ones too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST <= value <= _MOST
 
 
 def _in_triton(name: str, kernel: str, *arguments: Any) -> Any:

@@ -98,7 +98,13 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None,
     occlusion, *pictures = ctx.saved_tensors
     if not pictures:
         by_image, by_fill, _ = ctx.needs_input_grad
-        return (1 - occlusion) * gradient if by_image else None, occlusion * gradient if by_fill else None, None
+        dtype, wide = gradient.dtype, torch.promote_types(gradient.dtype, torch.float32)
+        gradient, occlusion = gradient.to(wide), occlusion.to(wide)
+        return (
+            ((1 - occlusion) * gradient).to(dtype) if by_image else None,
+            (occlusion * gradient).to(dtype) if by_fill else None,
+            None,
+        )
     image, fill = pictures
     if torch.is_grad_enabled():  # create_graph=True: what is returned will be differentiated again
         return reference.composite_backward(gradient, image, fill, occlusion)

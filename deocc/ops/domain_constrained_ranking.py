@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deocc.errors import InputError
-from deocc.ops._registry import Operator
+from deocc.ops._registry import Operator, is_finite
 from deocc.ops.reference import domain_constrained_ranking as reference
 
 _NAME = "domain_constrained_ranking"
@@ -76,7 +75,7 @@ def domain_constrained_ranking(
             the values of labels instead, and raise a RuntimeError; every domain but 0 is masked there.
     """
     for name, value in (("margin_single", margin_single), ("margin_cross", margin_cross), ("cross", cross)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if not is_finite(value) or value < 0:
             raise InputError(f"{_NAME}: {name} must be a finite number of at least 0, got {value!r}")
     if not isinstance(negatives, str) or negatives not in ("batch", "all"):
         raise InputError(f"{_NAME}: negatives must be 'batch' or 'all', got {negatives!r}")
@@ -143,7 +142,7 @@ class DomainCenters(nn.Module):
         for name, size in (("identities", identities), ("dim", dim)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"DomainCenters: {name} must be an integer of at least 1, got {size!r}")
-        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
+        if not is_finite(momentum) or not 0 <= momentum <= 1:
             raise InputError(f"DomainCenters: momentum must be a number from 0 to 1, got {momentum!r}")
         if dtype not in _DTYPES:
             raise InputError(f"DomainCenters: dtype must be float32, float64, bfloat16 or float16, got {dtype!r}")

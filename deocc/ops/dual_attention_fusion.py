@@ -277,8 +277,14 @@ class DualAttentionFusion(nn.Module):
             self.embed.weight,
             self.embed.bias,
         )
+        pair, dtype = torch.cat((restored, known), 1), self.attend[0].weight.dtype
+        if pair.dtype != dtype and not torch.is_autocast_enabled(pair.device.type):
+            raise InputError(
+                f"DualAttentionFusion: features and image must have the module's dtype {dtype}, but inside "
+                f"torch.autocast, got {features.dtype} and {image.dtype}"
+            )
         # Convolutions of few channels are up to twice as fast on channels_last images.
-        logits = self.attend(torch.cat((restored, known), 1).contiguous(memory_format=torch.channels_last))
+        logits = self.attend(pair.contiguous(memory_format=torch.channels_last))
         return Fusion(attention_blend(logits, restored, known), restored, known, logits)
 
 

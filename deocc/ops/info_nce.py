@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deocc.errors import InputError
-from deocc.ops._registry import Operator
+from deocc.ops._registry import Operator, is_finite
 from deocc.ops.reference import info_nce as reference
 
 _OPERATOR = Operator("info_nce", gpu="triton")
@@ -109,7 +108,7 @@ class KeyQueue(nn.Module):
         seed: of the first keys.
 
     Raises:
-        InputError: a length, dim or dtype that does not fit.
+        InputError: a length, dim, dtype or seed that does not fit.
     """
 
     queue: Tensor
@@ -130,6 +129,8 @@ class KeyQueue(nn.Module):
                 raise InputError(f"KeyQueue: {name} must be an integer of at least 1, got {value!r}")
         if dtype not in _DTYPES:
             raise InputError(f"KeyQueue: dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise InputError(f"KeyQueue: seed must be an integer, got {seed!r}")
         device = torch.get_default_device() if device is None else device
         generator = torch.Generator("cpu").manual_seed(seed)
         rows = torch.randn(length, dim, generator=generator, dtype=torch.float32, device="cpu")
@@ -163,7 +164,10 @@ class KeyQueue(nn.Module):
             wanted = f"on the queue's device {self.queue.device}"
             raise InputError(f"KeyQueue.enqueue: keys must be {wanted}, got {keys.device}")
         wide = torch.promote_types(keys.dtype, torch.float32)
-        keys = nn.functional.normalize(keys.detach().to(wide), dim=1).to(self.queue.dtype)
+        keys = keys.detach().to(wide)
+        # Their squares neither overflow nor vanish when the largest entry is 1.
+        largest = keys.abs().amax(dim=1, keepdim=True)
+        keys = nn.functional.normalize(keys / torch.where(largest == 0, 1, largest), dim=1).to(self.queue.dtype)
         if gather and torch.distributed.is_available() and torch.distributed.is_initialized():
             keys = _gather(keys, group)
         left_out = max(len(keys) - length, 0)
@@ -194,7 +198,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check_temperature(name: str, temperature: float) -> None:
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+    if not is_finite(temperature) or not temperature > 0:
         raise InputError(f"{name}: temperature must be a positive, finite number, got {temperature!r}")
 
 

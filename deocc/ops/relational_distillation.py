@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deocc.errors import InputError
-from deocc.ops._registry import Operator
+from deocc.ops._registry import Operator, is_finite
 from deocc.ops.reference import relational_distillation as reference
 
 _OPERATOR = Operator("relational_distillation", gpu="triton")
@@ -140,13 +139,14 @@ def _check(name: str, student: Tensor, teacher: Tensor) -> None:
             raise InputError(f"{name}: {what} must be on the student's device {student.device}, got {value.device}")
         if value.dim() != 2:
             raise InputError(f"{name}: {what} must have shape (N, D), got {tuple(value.shape)}")
-    if len(teacher) != len(student):
-        raise InputError(f"{name}: teacher must have as many rows as the student, {len(student)}, got {len(teacher)}")
+    rows, got = student.shape[0], teacher.shape[0]
+    if got != rows:
+        raise InputError(f"{name}: teacher must have as many rows as the student, {rows}, got {got}")
 
 
 def _check_weights(name: str, distance: float, angle: float) -> None:
     for what, value in (("distance", distance), ("angle", angle)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_finite(value):
             raise InputError(f"{name}: {what} must be a finite number, got {value!r}")
 
 

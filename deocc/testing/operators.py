@@ -108,7 +108,8 @@ def _promises(spec: Spec, backend: str) -> Iterator[tuple[str, Callable[[str], N
         if case.kind in ("smoke", "edge"):
             yield f"{label}-gradcheck", partial(_gradcheck, spec, case)
             yield f"{label}-compile", partial(_compiles, spec, case)
-            if backend != "reference":
+            if backend != "reference":  # whose backward pass autocast rounds, as it does plain PyTorch's
+                yield f"{label}-autocast", partial(_autocast, spec, case)
                 yield f"{label}-opcheck", partial(_opcheck, spec, case)
     if spec.twice or backend != "reference":  # plain PyTorch has them always
         yield f"{spec.name}-second-derivative", partial(_second_derivative, spec)
@@ -223,6 +224,19 @@ def _second_derivative(spec: Spec, device: str) -> None:
         _require(spec.twice, f"{spec.name} does not promise second derivatives and returns some instead of raising")
         nothing = outer is torch.square and not any(bool((value != 1).any()) for value in second)
         _require(not nothing, f"{spec.name}: all second derivatives are zero")
+
+
+def _autocast(spec: Spec, case: Case, device: str) -> None:
+    """Inside torch.autocast, where the backward pass runs too, nothing is computed in less than without."""
+    inputs = case.draw(device, torch.float32)
+    wanted = _run(spec.function, spec, case, inputs)
+    with torch.autocast(device, torch.bfloat16):
+        got = _run(spec.function, spec, case, inputs)
+    _require(
+        [value.dtype for value in got] == [value.dtype for value in wanted],
+        f"{spec.name}, {case.name}: autocast changed a dtype",
+    )
+    _close(spec, torch.float32, got, wanted, f"{case.name} inside autocast")
 
 
 def _compiles(spec: Spec, case: Case, device: str) -> None:

@@ -57,6 +57,16 @@ def test_only_the_gradients_that_are_asked_for(wanted: tuple[int, ...]) -> None:
     torch.testing.assert_close(got, list(again))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision_are_rounded_once(dtype: torch.dtype) -> None:
+    """By the picture alone too, which is the usual case and needs no kernel."""
+    image, fill = torch.rand(2, 1, 3, 16, 16).to(dtype).requires_grad_().unbind(0)
+    occlusion, up = (torch.rand(1, 1, 16, 16) / 100).to(dtype), torch.randn(1, 3, 16, 16).to(dtype)
+    by_image, by_fill = torch.autograd.grad(composite(image, fill, occlusion), (image, fill), up)
+    assert torch.equal(by_image, ((1 - occlusion.float()) * up.float()).to(dtype))
+    assert torch.equal(by_fill, (occlusion.float() * up.float()).to(dtype))
+
+
 def test_gradient_penalty() -> None:
     image, fill = torch.rand(2, 2, 3, 4, 5)
     occlusion = torch.rand(2, 1, 4, 5).requires_grad_()

@@ -126,16 +126,62 @@ def test_autocast_keeps_the_features_dtype(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("fuse", [True, False])
-def test_offsets(backend: str, fuse: bool) -> None:
+@pytest.mark.parametrize("rate", [1, 2, 4])
+def test_offsets(backend: str, fuse: bool, rate: int) -> None:
     foreground, background, occlusion = features(2, 16, 20, 28)
     occlusion[1] = 1
-    wanted = reference.contextual_attention_offsets(foreground, background, occlusion, 2, fuse)
+    wanted = reference.contextual_attention_offsets(foreground, background, occlusion, rate, fuse)
     with use_backend(backend) as device:
-        inputs = (value.to(device) for value in (foreground, background, occlusion))
-        got = contextual_attention_offsets(*inputs, fuse=fuse)
+        inputs = [value.to(device) for value in (foreground, background, occlusion)]
+        got = contextual_attention_offsets(*inputs, rate=rate, fuse=fuse)
+        last = [value.contiguous(memory_format=torch.channels_last) for value in inputs]
+        compiled = torch.compile(contextual_attention_offsets, fullgraph=True, backend="aot_eager")
+        same = [
+            contextual_attention_offsets(*last, rate=rate, fuse=fuse),
+            contextual_attention_offsets(*inputs, rate=rate, fuse=fuse),
+            compiled(*inputs, rate=rate, fuse=fuse),
+        ]
+        empty = contextual_attention_offsets(inputs[0][:0], inputs[1][:0], rate=rate, fuse=fuse)
     assert got.dtype == torch.int32
     assert torch.equal(got.cpu(), wanted)
     assert not got[1].any()
+    assert all(torch.equal(other, got) for other in same)
+    assert empty.shape == (0, 2, 20 // rate, 28 // rate)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_offsets_of_other_types(backend: str, dtype: torch.dtype) -> None:
+    """Of patches that are found without doubt, whatever rounding does."""
+    background = torch.randn(1, 32, 24, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with use_backend(backend) as device:
+        got = contextual_attention_offsets(background.roll(2, dims=2).to(device), background.to(device))
+    assert bool((got[0, 0, 3:-3, 3:-3] == -1).all())
+    assert not got[0, 1, 3:-3, 3:-3].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_a_number_stays_in_its_sample(backend: str) -> None:
+    foreground, background, occlusion = features(3, 4, 12, 16)
+    spoilt = foreground.clone()
+    spoilt[1, 2, 5, 6], spoilt[1, 0, 0, 0] = torch.nan, torch.inf
+    with use_backend(backend) as device:
+        inputs = [value.to(device) for value in (background, occlusion)]
+        wanted = contextual_attention(foreground.to(device), *inputs)
+        got = contextual_attention(spoilt.to(device), *inputs)
+        offsets = contextual_attention_offsets(spoilt.to(device), *inputs)
+    assert torch.equal(got[::2], wanted[::2])
+    assert not got[1].isfinite().all()
+    rows, columns = offsets[1]
+    assert rows.abs().max() < 6  # within the sample's patches, if nothing else
+    assert columns.abs().max() < 8
+
+
+def test_a_scale_that_changes_compiles() -> None:
+    inputs = features(1, 2, 8, 8)
+    compiled = torch.compile(contextual_attention, fullgraph=True, backend="aot_eager")
+    for scale in (10.0, 5.0, 2.5):
+        assert torch.equal(compiled(*inputs, scale=scale), contextual_attention(*inputs, scale=scale))
 
 
 def test_offsets_find_what_was_moved() -> None:
@@ -237,6 +283,8 @@ def _some() -> Tensor:
         ((_some(), _some()), {"rate": 0}, "rate must be an integer of at least 1, got 0"),
         ((_some(), _some()), {"rate": 2.0}, "rate must be an integer of at least 1, got 2.0"),
         ((_some(), _some()), {"scale": float("nan")}, "scale must be a finite number, got nan"),
+        ((_some(), _some()), {"scale": 10**400}, "scale must be a finite number, got 1000"),
+        ((_some(), _some()), {"scale": True}, "scale must be a finite number, got True"),
         ((_some(), _some()), {"fuse": 1}, "fuse must be True or False, got 1"),
         ((_some(), _some().to("meta")), {}, "background must be on the foreground's device cpu, got meta"),
         ((_some().to_sparse(), _some()), {}, "foreground must be a dense tensor, got torch.sparse_coo"),

@@ -444,6 +444,14 @@ def _blend(**change: object) -> Callable[[], Tensor]:
             lambda: DualAttentionFusion(4)(draw(2, 4, 3, 3), draw(2, 4, 6, 6)),
             r"DualAttentionFusion: image must have shape \(2, 3, H, W\), got \(2, 4, 6, 6\)",
         ),
+        (
+            lambda: DualAttentionFusion(4)(draw(2, 4, 3, 3).float(), draw(2, 3, 6, 6).double()),
+            "the module's dtype torch.float32, but inside torch.autocast, got torch.float32 and torch.float64",
+        ),
+        (
+            lambda: DualAttentionFusion(4)(draw(2, 4, 3, 3).bfloat16(), draw(2, 3, 6, 6).bfloat16()),
+            "the module's dtype torch.float32, but inside torch.autocast, got torch.bfloat16 and torch.bfloat16",
+        ),
         (lambda: DualAttentionFusion(4)(draw(2, 4, 8, 8), draw(2, 3, 6, 6)), "at most the image's 6 x 6, got 8 x 8"),
     ],
 )

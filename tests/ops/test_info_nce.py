@@ -207,6 +207,35 @@ def test_scores_far_apart(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-10, 1e-12])
+def test_huge_scores(backend: str, stored: torch.dtype, temperature: float) -> None:
+    """Scores whose rounding alone is beyond any exponential: the loss is a difference of two, or 0."""
+    query, positive, queue = vectors(40, 16, 300)
+    positive[:5] = query[:5]  # nothing is as near, and nothing but that counts
+    query, positive, queue = (value.bfloat16().float() for value in (query, positive, queue))
+    with use_backend(backend) as device:
+        inputs = [query.to(device), positive.to(device), queue.to(device, stored)]
+        loss, by_query, _ = both(*inputs, temperature)
+        right = both(*(value[:5] for value in inputs[:2]), inputs[2], temperature)
+    scores = query.double() @ queue.double().T
+    differences = scores.amax(1) - (query.double() * positive.double()).sum(1)
+    assert loss.item() == pytest.approx((differences.clamp(min=0) / temperature).mean().item(), rel=1e-4)
+    best = queue[scores.argmax(1)] - positive
+    best[:5] = 0
+    assert relative_error(by_query, best.double() / (40 * temperature)) < 1e-3
+    assert right[0] == 0
+    assert not right[1].any()
+
+
+def test_a_temperature_that_changes_compiles() -> None:
+    inputs = vectors(4, 3, 9)
+    compiled = torch.compile(info_nce, fullgraph=True, backend="aot_eager")
+    for temperature in (0.07, 0.1, 0.2):
+        assert torch.equal(compiled(*inputs, temperature=temperature), info_nce(*inputs, temperature=temperature))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rising_scores_keep_what_was_added_up(backend: str) -> None:
     """Keys from the worst to the best: the highest score so far changes again and again."""
     query, positive, queue = vectors(40, 8, 2000, torch.float64)
@@ -390,6 +419,13 @@ def test_keys_are_detached_and_normalised() -> None:
     assert queue.queue[2].isnan().all()
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e20, 3e38])
+def test_keys_of_any_length_are_normalised(size: float) -> None:
+    queue = KeyQueue(1, 4)
+    queue.enqueue(torch.full((1, 4), size))
+    torch.testing.assert_close(queue.queue, torch.full((1, 4), 0.5))
+
+
 def test_training_is_what_the_usual_code_makes_of_it() -> None:
     """Some steps of momentum contrast, with the queue changed before every backward, and the usual clone of it."""
     trained = []
@@ -486,6 +522,7 @@ def _some(*shape: int) -> Tensor:
             {"temperature": math.inf},
             "temperature must be a positive, finite number, got inf",
         ),
+        ((_some(), _some(), _some()), {"temperature": True}, "temperature must be a positive, finite number, got True"),
         ((_some(), _some(), _some()), {"temperature": None}, "temperature must be a positive, finite number, got None"),
         ((_some(), _some(), _some().to("meta")), {}, "queue must be on the query's device cpu, got meta"),
         ((_some(), _some().to_sparse(), _some()), {}, "positive must be a dense tensor, got torch.sparse_coo"),
@@ -534,6 +571,7 @@ def test_keys_that_cannot_be_enqueued(keys: Tensor, message: str) -> None:
         ((0, 4), {}, "length must be an integer of at least 1, got 0"),
         ((4, 1.5), {}, "dim must be an integer of at least 1, got 1.5"),
         ((4, True), {}, "dim must be an integer of at least 1, got True"),
+        ((4, 4), {"seed": "a"}, "seed must be an integer, got 'a'"),
         ((4, 4), {"dtype": torch.int8}, "dtype must be float32, float64, bfloat16 or float16, got torch.int8"),
     ],
 )

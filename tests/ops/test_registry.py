@@ -57,6 +57,9 @@ def test_environment_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("DEOCC_STRICT", "1")
     with pytest.raises(UsageError, match="contradict each other"):
         composite(*INPUTS)
+    monkeypatch.setenv("DEOCC_VECTOR", "AVX2")
+    with pytest.raises(UsageError, match="'narrow', 'avx2', 'avx512' or unset, got 'AVX2'"):
+        composite(*INPUTS)
 
 
 def test_backends() -> None:

@@ -228,6 +228,27 @@ def test_module() -> None:
         RelationalDistillation(angle="x")  # type: ignore[arg-type]
 
 
+def test_weights_that_change_compile() -> None:
+    student, teacher = torch.randn(5, 4), torch.randn(5, 3)
+    module = RelationalDistillation()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for distance in (1.0, 2.0, 3.0):
+        module.distance = distance
+        assert torch.equal(compiled(student, teacher), relational_distillation(student, teacher, distance=distance))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_of_any_size_is_exported(backend: str) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    with use_backend(backend) as device:
+        student, teacher = torch.randn(6, 5, device=device), torch.randn(6, 3, device=device)
+        program = torch.export.export(
+            RelationalDistillation(), (student, teacher), dynamic_shapes=({0: batch}, {0: batch})
+        )
+        student, teacher = torch.randn(9, 5, device=device), torch.randn(9, 3, device=device)
+        torch.testing.assert_close(program.module()(student, teacher), relational_distillation(student, teacher))
+
+
 def test_a_second_derivative_is_an_error_that_says_so() -> None:
     student = points(5, 4).requires_grad_()
     with use_backend("cpu"):

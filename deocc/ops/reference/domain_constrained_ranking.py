@@ -54,7 +54,7 @@ def domain_constrained_ranking(
     dtype = torch.promote_types(features.dtype, centers.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     features = features.to(wide)
-    if not len(features):
+    if features.shape[0] == 0:
         return features.sum().to(dtype)
     centers = centers.detach().to(wide).masked_fill(~known[:, :, None], 0)
     domain = domains.long()

@@ -30,4 +30,4 @@ def info_nce(query: Tensor, positive: Tensor, queue: Tensor, temperature: float)
         wrong = query @ queue.T / temperature
     # The fraction with both sides divided by exp(right): its derivative by `right` does not cancel.
     loss = torch.cat([right * 0, wrong - right], dim=1).logsumexp(dim=1)
-    return (loss.sum() / max(len(query), 1)).to(dtype)
+    return (loss.sum() / max(query.shape[0], 1)).to(dtype)

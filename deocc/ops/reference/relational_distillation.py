@@ -26,7 +26,7 @@ def relational_distillation(student: Tensor, teacher: Tensor, distance: float, a
     wide = torch.promote_types(dtype, torch.float32)
     student, teacher = student.to(wide), teacher.detach().to(wide)
     loss = student.sum() * 0  # so that there is a gradient, of 0, whatever is left out
-    if len(student) == 0:
+    if student.shape[0] == 0:
         return loss.to(dtype)
     with in_full(student):  # the matrix product would be computed in half precision
         if distance != 0:
