@@ -43,9 +43,11 @@ def test_composite(
     inputs = [value.contiguous(memory_format=ORDERS[order]) for value in case.draw(device, dtype)]
     benchmark.extra_info["shape"] = list(inputs[0].shape)
     floor = floor_of(case, measure)
+    pictures, occlusions = inputs[0].nbytes, inputs[2].nbytes
     if measure == "forward":
         with torch.no_grad():
-            compare(lambda: ops.composite(*inputs), lambda: eager(*inputs), floor)
+            moved = 3 * pictures + occlusions
+            compare(lambda: ops.composite(*inputs), lambda: eager(*inputs), floor, bytes_moved=moved)
         return
 
     image, fill, occlusion = inputs[0], inputs[1].requires_grad_(), inputs[2].requires_grad_()
@@ -54,7 +56,17 @@ def test_composite(
     def step(function: Callable[..., Tensor]) -> object:
         return torch.autograd.grad(function(image, fill, occlusion), (fill, occlusion), upstream)
 
-    compare(lambda: step(ops.composite), lambda: step(eager), floor)
+    moved = 7 * pictures + 3 * occlusions  # both ways read everything, and the way back writes two gradients
+    compare(lambda: step(ops.composite), lambda: step(eager), floor, bytes_moved=moved)
+
+
+def test_against_torch_compile(device: str, compare: Callable[..., float], benchmark: Any) -> None:
+    inputs = SPEC.case("batch").draw(device, torch.float32)
+    benchmark.extra_info["shape"] = list(inputs[0].shape)
+    compiled = torch.compile(eager, fullgraph=True)
+    with torch.no_grad():
+        moved = 3 * inputs[0].nbytes + inputs[2].nbytes
+        compare(lambda: ops.composite(*inputs), lambda: compiled(*inputs), bytes_moved=moved)
 
 
 @pytest.mark.parametrize("size", [128, 250, 1024])

@@ -142,29 +142,22 @@ def test_enqueue(dtype: torch.dtype, device: str, compare: Any) -> None:
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["few", "canet"])
-def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[[Callable[[], object]], float]) -> None:
+def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[..., None]) -> None:
     inputs = inputs_of(SHAPES[shape], "cpu")
+    floor = 1.3 if shape == "canet" else 1.1
     if measure == "forward":
-        thread_speedup(lambda: ops.info_nce(*inputs))
+        thread_speedup(lambda: ops.info_nce(*inputs), floor)
     else:
-        thread_speedup(lambda: step(ops.info_nce, *inputs))
+        thread_speedup(lambda: step(ops.info_nce, *inputs), floor)
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
-def test_memory(measure: str, peak_mb: Callable[..., float], benchmark: Any) -> None:
-    def peak(function: str) -> float:
-        call = f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
-        return peak_mb(
-            call.format("small"),
-            call.format("big"),
-            small="inputs_of((8, 8, 64), 'cpu')",
-            big="inputs_of(SHAPES['canet'], 'cpu')",
-        )
-
-    ours, theirs = peak("ops.info_nce"), peak("eager")
-    benchmark.extra_info.update(ours_mb=ours, eager_mb=theirs)
-    benchmark.pedantic(lambda: None)
-    assert ours < min(theirs, 2.0)
+def test_memory(measure: str, compare_memory: Callable[..., None]) -> None:
+    ours, theirs = (
+        f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
+        for function in ("ops.info_nce", "eager")
+    )
+    compare_memory(ours, theirs, 1.0, small="inputs_of((8, 8, 64), 'cpu')", big="inputs_of(SHAPES['canet'], 'cpu')")
 
 
 def test_scaling(scaling: Callable[..., None], device: str) -> None:

@@ -155,31 +155,29 @@ def test_against_torch_compile(measure: str, device: str, compare: Any, benchmar
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["batch", "wide", "long-wide"])
-def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[[Callable[[], object]], float]) -> None:
+def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[..., None]) -> None:
     inputs = inputs_of(*SHAPES[shape], "cpu", torch.float32)
+    floor = 1.3 if shape == "long-wide" else 1.1
     if measure == "forward":
-        thread_speedup(lambda: ops.relational_distillation(*inputs))
+        thread_speedup(lambda: ops.relational_distillation(*inputs), floor)
     else:
-        thread_speedup(lambda: step(ops.relational_distillation, *inputs))
+        thread_speedup(lambda: step(ops.relational_distillation, *inputs), floor)
 
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["batch", "wide"])
-def test_memory(shape: str, measure: str, peak_mb: Callable[..., float], benchmark: Any) -> None:
-    def peak(function: str) -> float:
-        call = f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
-        return peak_mb(
-            call.format("small"),
-            call.format("big"),
-            small="inputs_of(8, 16, 'cpu', torch.float32)",
-            big=f"inputs_of(*SHAPES[{shape!r}], 'cpu', torch.float32)",
-        )
-
-    ours, theirs = peak("ops.relational_distillation"), peak("eager")
-    benchmark.extra_info.update(ours_mb=ours, eager_mb=theirs)
-    benchmark.pedantic(lambda: None)
-    assert ours <= 4
-    assert ours < theirs
+def test_memory(shape: str, measure: str, compare_memory: Callable[..., None]) -> None:
+    ours, theirs = (
+        f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
+        for function in ("ops.relational_distillation", "eager")
+    )
+    compare_memory(
+        ours,
+        theirs,
+        4.0,
+        small="inputs_of(8, 16, 'cpu', torch.float32)",
+        big=f"inputs_of(*SHAPES[{shape!r}], 'cpu', torch.float32)",
+    )
 
 
 def test_scaling(scaling: Callable[..., None], device: str) -> None:

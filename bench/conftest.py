@@ -38,6 +38,8 @@ class Row(NamedTuple):
 
 
 ROWS: list[Row] = []
+NOTES: list[tuple[str, str]] = []
+"""Of what is no race: its name and what was found."""
 
 
 class Compare(Protocol):
@@ -111,6 +113,10 @@ def floor_of(request: pytest.FixtureRequest, device: str) -> Callable[[Any, str]
 
 def operator_of(request: pytest.FixtureRequest) -> str:
     return str(request.path.stem).removeprefix("bench_")
+
+
+def name_of(request: pytest.FixtureRequest) -> str:
+    return f"{operator_of(request)} {request.node.name.removeprefix('test_')}"
 
 
 def finish(device: str) -> None:
@@ -199,7 +205,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, device: str) -> Comp
         benchmark.extra_info.update(eager_median=other, ratio=other / median, floor=floor)
         if limit:
             benchmark.extra_info.update(limit=limit, bound=bound, of_limit=median / limit)
-        ROWS.append(Row(request.node.name, other, median, floor, limit, bound if limit else ""))
+        ROWS.append(Row(name_of(request), other, median, floor, limit, bound if limit else ""))
         assert other / median >= floor, f"{other / median:.2f} times the rival, and {floor} is the floor"
         return float(other / median)
 
@@ -223,10 +229,12 @@ def on_reference(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obje
 
 
 @pytest.fixture
-def thread_speedup(benchmark: Any, device: str) -> Callable[[Callable[[], object]], float]:
-    """``thread_speedup(function)``: the time on one thread over that on two, taking turns."""
+def thread_speedup(
+    benchmark: Any, request: pytest.FixtureRequest, device: str
+) -> Callable[[Callable[[], object], float], None]:
+    """``thread_speedup(function, floor)``: the time on one thread over that on two, taking turns, is at least that."""
 
-    def run(function: Callable[[], object]) -> float:
+    def run(function: Callable[[], object], floor: float) -> None:
         if device != "cpu" or (os.cpu_count() or 1) < 2:
             pytest.skip("threads are the CPU's, and there must be two")
         times: dict[int, list[float]] = {1: [], 2: []}
@@ -243,7 +251,29 @@ def thread_speedup(benchmark: Any, device: str) -> Callable[[Callable[[], object
         speedup = statistics.median(times[1]) / statistics.median(times[2])
         benchmark.extra_info["speedup"] = speedup
         benchmark.pedantic(lambda: None)
-        return speedup
+        NOTES.append((name_of(request), f"{speedup:.2f} times as fast"))
+        assert speedup >= floor, f"two threads are {speedup:.2f} times as fast as one, and {floor} is the floor"
+
+    return run
+
+
+@pytest.fixture
+def compare_memory(
+    peak_mb: Callable[..., float], request: pytest.FixtureRequest, benchmark: Any
+) -> Callable[..., None]:
+    """``compare_memory("f(*{})", "g(*{})", most, small=..., big=...)``: ours takes at most that many MiB, and no more
+    than theirs.
+
+    The calls are expressions with a place for the inputs, the rest is as in :func:`peak_mb`.
+    """
+
+    def run(ours: str, theirs: str, most: float, **inputs: str) -> None:
+        mine, other = (peak_mb(call.format("small"), call.format("big"), **inputs) for call in (ours, theirs))
+        benchmark.extra_info.update(ours_mb=mine, eager_mb=other)
+        benchmark.pedantic(lambda: None)
+        NOTES.append((name_of(request), f"{max(mine, 0):.1f} MiB, eager {max(other, 0):.1f}"))
+        assert mine <= most, f"{mine:.1f} MiB above inputs and outputs, and {most} are allowed"
+        assert mine <= other
 
     return run
 
@@ -326,18 +356,22 @@ def scaling(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not ROWS:
-        return
-    terminalreporter.section("ours against eager PyTorch, medians")
-    width = max(len(row.name) for row in ROWS)
-    head = f"{'eager ms':>10} {'ours ms':>10} {'ratio':>7} {'floor':>6} {'limit ms':>9} {'/limit':>6}  bound"
-    terminalreporter.write_line(f"{'':<{width}} {head}")
-    for row in ROWS:
-        limit = f"{row.limit * 1e3:>9.3f} {row.ours / row.limit:>6.2f}  {row.bound}" if row.limit else ""
-        terminalreporter.write_line(
-            f"{row.name:<{width}} {row.rival * 1e3:>10.3f} {row.ours * 1e3:>10.3f} {row.rival / row.ours:>7.2f} "
-            f"{row.floor:>6} {limit}".rstrip()
-        )
+    if ROWS:
+        terminalreporter.section("ours against eager PyTorch, medians")
+        width = max(len(row.name) for row in ROWS)
+        head = f"{'eager ms':>10} {'ours ms':>10} {'ratio':>7} {'floor':>6} {'limit ms':>9} {'/limit':>6}  bound"
+        terminalreporter.write_line(f"{'':<{width}} {head}")
+        for row in ROWS:
+            limit = f"{row.limit * 1e3:>9.3f} {row.ours / row.limit:>6.2f}  {row.bound}" if row.limit else ""
+            terminalreporter.write_line(
+                f"{row.name:<{width}} {row.rival * 1e3:>10.3f} {row.ours * 1e3:>10.3f} {row.rival / row.ours:>7.2f} "
+                f"{row.floor:>6} {limit}".rstrip()
+            )
+    if NOTES:
+        terminalreporter.section("two threads against one, and memory above inputs and outputs")
+        width = max(len(name) for name, _ in NOTES)
+        for name, found in NOTES:
+            terminalreporter.write_line(f"{name:<{width}}  {found}")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from deocc import ops
 
@@ -145,6 +146,18 @@ def test_operators_pass_under_sanitizers() -> None:
     done = run(REPOSITORY / ".ci" / "sanitize", cwd=REPOSITORY, PYTHON=sys.executable)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "sanitizer: address,undefined" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not on the PATH")
+def test_gpu_kernels_pass_under_compute_sanitizer() -> None:
+    """The same on a GPU, of every case that is small."""
+    done = run(
+        "compute-sanitizer", "--error-exitcode", "1", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        "tests/ops/test_contract.py", "-k", "(cuda or triton) and (layouts or repeats)", cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 @pytest.mark.slow
