@@ -94,7 +94,7 @@ def fit(
     training = task.training
     if engine is None:
         engine = SingleDevice(device, training.precision)
-    _check_training(training, engine)
+    check_training(training, engine)
     if engine.is_global_zero:
         make_folder(out)
     with locked(out, "training") if engine.is_global_zero else contextlib.nullcontext():
@@ -374,7 +374,8 @@ class _Run:
                 setattr(self.task, name, self.wrapped[name])
 
 
-def _check_training(training: Training, engine: FitEngine) -> None:
+def check_training(training: Training, engine: FitEngine) -> None:
+    """Raise a UsageError unless a task can be trained so on that engine."""
     for name in ("steps", "batch", "log_every", "evaluate_every", "evaluate_images", "checkpoint_every"):
         if getattr(training, name) < 1:
             raise UsageError(f"training.{name} must be 1 or more, got {getattr(training, name)}")

@@ -24,7 +24,7 @@ from deocc.files import atomic_write
 from deocc.method import Method, Task, Training
 from deocc.train.checkpoint import Checkpoints, read
 from deocc.train.engine import FitEngine, SingleDevice
-from deocc.train.loop import fit
+from deocc.train.loop import check_training, fit
 from deocc.train.stream import seed_everything
 
 __all__ = ["run", "train"]
@@ -173,8 +173,9 @@ def run(
         _add_people(details, found, start)
     given = set(exports)
     for stage in chosen[1:]:
-        # Else a file that is missing, or faces without what it learns from, would be found after hours.
+        # Else a file that is missing, faces without what it learns from or a wrong setting would be found after hours.
         task = method.resolve(stage)(config)
+        check_training(task.training, SingleDevice(device, task.training.precision) if engine is None else engine)
         for faces, learns in ((train_faces, True), (eval_faces, False)):
             if faces is not None:
                 task.dataset(faces, train=learns)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,24 @@ def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
 
     monkeypatch.setattr(tiny_task.SecondTask, "dataset", refuse)
     with pytest.raises(UsageError, match="no dense fields"):
+        go(tmp_path)
+    assert not (tmp_path / "first").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("steps", 0, "training.steps must be 1 or more, got 0"),
+        ("workers", -1, "training.workers must be 0 or more, got -1"),
+        ("precision", "fp8", "precision must be one of 32, bf16-mixed, got 'fp8'"),
+    ],
+)
+def test_a_wrong_setting_of_a_later_stage_is_said_before_the_first_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: object, message: str
+) -> None:
+    wrong = dataclasses.replace(TinyConfig().training, **{setting: value})
+    monkeypatch.setattr(tiny_task.SecondTask, "training", wrong)
+    with pytest.raises(UsageError, match=message):
         go(tmp_path)
     assert not (tmp_path / "first").exists()
 

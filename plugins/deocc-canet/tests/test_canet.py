@@ -8,16 +8,19 @@ import torch
 from deocc_canet.config import Augmentation, Config
 from deocc_canet.faces import OccludedFaces, augment
 from deocc_canet.losses import edges_loss, field_loss, gate_loss, identity_losses, patch_mean
-from deocc_canet.network import Completer, Network, ResidualBlock, settle, soften, spread
+from deocc_canet.network import Completer, Network, Output, ResidualBlock, settle, soften, spread
 from deocc_canet.photographs import Photographs, light, reclothe
 from deocc_canet.restorer import Restorer
 from deocc_canet.training import FinderTraining, JointTraining, SiameseInference
+from safetensors.torch import save_file
 
 import deocc
 from deocc import config, plugins
 from deocc.errors import UsageError
 from deocc.faces import Crop
+from deocc.losses import LPIPS, StyleLoss
 from deocc.occlude import occlude
+from deocc.ops import area_downsample
 from deocc.train import SingleDevice
 
 
@@ -351,6 +354,86 @@ def test_the_encoder_goes_into_the_second_stage_unless_contrast_is_off() -> None
     )
 
 
+@pytest.fixture
+def alexnet(tmp_path) -> str:
+    """A small network with the layout of AlexNet and the heads of LPIPS."""
+    generator = torch.Generator().manual_seed(0)
+    tensors, channels = {}, 3
+    for index, (width, kernel) in enumerate(((4, 11), (6, 5), (8, 3), (6, 3), (6, 3))):
+        tensors[f"conv{index}.weight"] = 0.2 * torch.randn(width, channels, kernel, kernel, generator=generator)
+        tensors[f"conv{index}.bias"] = 0.1 * torch.randn(width, generator=generator)
+        tensors[f"lin{index}"] = torch.rand(1, width, 1, 1, generator=generator)
+        channels = width
+    save_file(tensors, tmp_path / "alexnet.safetensors")
+    return str(tmp_path / "alexnet.safetensors")
+
+
+def test_style_and_perceptual_losses_are_terms_of_the_second_stage(alexnet) -> None:
+    """Each is its weight times the mean over the texture layers, and reaches what draws there."""
+    names = {"style": "240", "perceptual": "2"}
+    settings = settings_of(
+        joint__losses__texture_layers="[1, 2]",
+        **{f"joint__losses__{name}": weight for name, weight in names.items()},
+        **{f"joint__losses__{name}_weights": alexnet for name in names},
+    )
+    torch.manual_seed(0)
+    task = JointTraining(settings)
+    image, drawn = torch.rand(2, 2, 3, 128, 128)
+    pictures = [area_downsample(drawn, (side, side)).requires_grad_() for side in (128, 64, 32)]
+    terms = task._texture([Output(one, None, None) for one in pictures], image, SingleDevice())
+    for name, measure in (("style", StyleLoss(alexnet)), ("perceptual", LPIPS(alexnet))):
+        each = [measure(one, area_downsample(image, one.shape[2:])).mean() for one in pictures[:2]]
+        assert terms[name].item() == pytest.approx(float(names[name]) * sum(one.item() for one in each) / 2, rel=1e-4)
+        found = torch.autograd.grad(terms[name], pictures, retain_graph=True, allow_unused=True)
+        assert all(bool(gradient.any()) for gradient in found[:2])
+        assert found[2] is None
+    logs = task.step(batch_of(task), SingleDevice(), 0)
+    assert all(float(logs[name]) > 0 for name in names)
+
+
+@pytest.mark.parametrize("term", ["style", "perceptual"])
+def test_a_loss_without_its_file_names_the_setting(term: str) -> None:
+    with pytest.raises(UsageError, match=f"joint.losses.{term} needs joint.losses.{term}_weights, a safetensors file"):
+        JointTraining(settings_of(**{f"joint__losses__{term}": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture.widths": "[]"}, "architecture.widths must hold one number at least"),
+        ({"architecture.widths": "[8, 9]"}, r"divisible by the 4 heads of the attention, got \(8, 9\)"),
+        ({"architecture.widths": "[8, -8]"}, r"architecture.widths must be at least 1, got \(8, -8\)"),
+        ({"architecture.finder_widths": "[]"}, "architecture.finder_widths must hold one number at least"),
+        ({"siamese.learning_rate": "-1"}, "siamese.learning_rate must be at least 0, got -1"),
+        ({"siamese.momentum": "1.5"}, "siamese.momentum must be from 0 to 1, got 1.5"),
+        ({"siamese.clip": "0"}, "siamese.clip must be at least 1e-06, got 0"),
+        ({"joint.average": "2"}, "joint.average must be from 0 to 1, got 2"),
+        ({"joint.losses.reconstruction": "-1"}, "losses.reconstruction must be at least 0, got -1"),
+        ({"joint.losses.texture_layers": "[]"}, "losses.texture_layers must hold one layer at least"),
+        ({"augmentation.unoccluded": "2"}, "augmentation.unoccluded must be from 0 to 1, got 2"),
+        ({"finder.plain": "nan"}, "finder.plain must be from 0 to 1, got nan"),
+        ({"threshold": "-1"}, "threshold must be from 0 to 1, got -1"),
+        ({"closing": "-1"}, "closing must be at least 0, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.replace(Config(), changes)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_empty_batch_has_empty_extras(restorer, given: bool) -> None:
+    image = torch.rand(0, 3, 48, 40)
+    restored = restorer(image, image[:, :1] if given else None)
+    some = restorer(torch.rand(2, 3, 48, 40), torch.zeros(2, 1, 48, 40) if given else None)
+    assert restored.image.shape == (0, 3, 48, 40)
+    assert restored.occlusion.shape == (0, 1, 48, 40)
+    assert {name: value.shape[1:] for name, value in restored.extras.items()} == {
+        name: value.shape[1:] for name, value in some.extras.items()
+    }
+    assert all(len(value) == 0 for value in restored.extras.values())
+
+
 @pytest.mark.parametrize("fusion", ["true", "false"])
 def test_the_second_stage_learns_what_it_is_asked_to(fusion: str, tmp_path) -> None:
     """A few steps on one batch lower every loss, and what is exported fits the restorer."""
@@ -379,13 +462,8 @@ def test_the_second_stage_learns_what_it_is_asked_to(fusion: str, tmp_path) -> N
 
 def test_the_terms_are_averaged_over_the_selected_layers() -> None:
     """Eq. 13 and 15: with perfect images at all layers but one, the loss is that one's over their number."""
-    from deocc_canet.network import Output
-    from deocc_canet.training import JointTraining
-
     task = JointTraining(settings_of(architecture__dense_field="true"))
     image, field = torch.rand(2, 3, 64, 64), torch.rand(2, 2, 64, 64)
-    from deocc.ops import area_downsample
-
     sizes = [(64, 64), (32, 32), (16, 16)]
     outputs = [Output(area_downsample(image, s), area_downsample(field, s), None) for s in sizes]
     hole = torch.zeros(2, 1, 64, 64)
@@ -562,6 +640,8 @@ def test_the_third_stage_trains_the_finder_alone(tmp_path) -> None:
     task = plugins.get("canet").resolve("finder")(settings)
     task.start_from(joint.exports())
     batch = batch_of(task)
+    with pytest.warns(RuntimeWarning, match="beside a completer that never was"):
+        FinderTraining(settings).step(batch, SingleDevice(), 0)
     logs = [task.step(batch, SingleDevice(), index) for index in range(40)]
     assert float(logs[-1]["find"]) < 0.8 * float(logs[0]["find"])
     before, after = joint.exports()["restorer"], task.exports()["restorer"]

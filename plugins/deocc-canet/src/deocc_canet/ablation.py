@@ -1,10 +1,9 @@
 """The ablation of canet (table 6): every combination of contrast, fusion and dense field, trained and compared.
 
 ``python -m deocc_canet.ablation --data PACK... --eval-data PACK... -o FOLDER [--recipe ablation] [--device cuda]``
-trains eight
-networks, each in a folder of its own, and writes ``ablation.json`` and ``ablation.md``: hole and whole-image PSNR and
-SSIM of each on the same occluded faces, and how much each differs from the whole system, face by face. Stopped and
-called again, it goes on.
+trains eight networks, each in a folder of its own, and writes ``ablation.json`` and ``ablation.md``: hole and
+whole-image PSNR and SSIM of each on the same occluded faces, and how much each differs from the whole system, face by
+face. Stopped and called again, it goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import deocc
 from deocc import metrics
 from deocc.config import recipe, replace
 from deocc.data import PackedFaces, concatenate
+from deocc.errors import DeoccError, InputError
 from deocc.files import atomic_write
 from deocc.images import to_tensor
 from deocc.occlude import fingerprint, occlude
@@ -101,7 +102,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1")
     parser.add_argument("--faces", type=int, default=300, help="faces to compare on, evenly spaced")
     arguments = parser.parse_args(argv)
+    if arguments.faces < 2:
+        parser.error(f"an interval needs 2 faces or more, got --faces {arguments.faces}")
+    try:
+        _ablate(arguments)
+    except DeoccError as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
     faces = concatenate([PackedFaces(path) for path in arguments.eval_data])
+    if len(faces) < 2:
+        raise InputError(f"{faces.title}: an interval needs 2 faces or more, got {len(faces)}")
     positions = np.unique(np.linspace(0, len(faces) - 1, min(arguments.faces, len(faces))).astype(int))
     base = recipe(get("canet"), arguments.recipe)
     report: dict[str, dict[str, object]] = {}

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+from deocc.errors import UsageError
 from deocc.method import Training
+
+
+def _check(section: Any, where: str, names: Iterable[str], least: float, most: float = math.inf) -> None:
+    """Raise unless these fields, or all that one holds, are numbers from ``least`` to ``most``."""
+    for name in names:
+        value = getattr(section, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number <= most:
+                wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+                raise UsageError(f"{where}{name} must be {wanted}, got {value}")
+
+
+HEADS = 4
+"""Of the attention over the coarsest map."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,17 @@ class Architecture:
     dense_field: bool = True
     finder_widths: tuple[int, ...] = (16, 32, 64, 96)
 
+    def __post_init__(self) -> None:
+        _check(self, "architecture.", ("widths", "full_width", "blocks", "finder_widths"), 1)
+        for name in ("widths", "finder_widths"):
+            if not getattr(self, name):
+                raise UsageError(f"architecture.{name} must hold one number at least, got none")
+        if self.widths[-1] % HEADS:
+            raise UsageError(
+                f"the last of architecture.widths must be divisible by the {HEADS} heads of the attention, "
+                f"got {self.widths}"
+            )
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -48,6 +77,10 @@ class Augmentation:
     rotate: float = 5.0
     light: float = 0.2
     unoccluded: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check(self, "augmentation.", ("shift", "scale", "light", "unoccluded"), 0, 1)
+        _check(self, "augmentation.", ("rotate",), 0, 180)
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,16 @@ class Losses:
     edges: float = 0.0
     texture_layers: tuple[int, ...] = (1,)
 
+    def __post_init__(self) -> None:
+        texture = ("style", "identity", "identity_maps", "perceptual")
+        _check(self, "losses.", ("reconstruction", "dense_field", "gate", "adversarial", "edges", *texture), 0)
+        _check(self, "losses.", ("style_maps",), 1, 5)
+        if not self.texture_layers and any(getattr(self, name) for name in texture):
+            raise UsageError(
+                "losses.texture_layers must hold one layer at least, or the weights of all texture terms be 0 "
+                f"({', '.join(texture)}), got none"
+            )
+
 
 @dataclass(frozen=True)
 class Siamese:
@@ -121,6 +164,12 @@ class Siamese:
     clip: float = 1.0
     training: Training = field(default_factory=Training)
 
+    def __post_init__(self) -> None:
+        _check(self, "siamese.", ("dim", "queue"), 1)
+        _check(self, "siamese.", ("momentum",), 0, 1)
+        _check(self, "siamese.", ("learning_rate",), 0)
+        _check(self, "siamese.", ("temperature", "clip"), 1e-6)
+
 
 @dataclass(frozen=True)
 class Joint:
@@ -138,6 +187,10 @@ class Joint:
     average: float = 0.999
     losses: Losses = field(default_factory=Losses)
     training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check(self, "joint.", ("learning_rate", "warmup"), 0)
+        _check(self, "joint.", ("average",), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -157,6 +210,10 @@ class Finder:
     plain: float = 0.25
     unoccluded: float = 0.15
     training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        _check(self, "finder.", ("learning_rate", "warmup"), 0)
+        _check(self, "finder.", ("average", "plain", "unoccluded"), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -183,3 +240,7 @@ class Config:
     finder: Finder = field(default_factory=Finder)
     threshold: float = 0.05
     closing: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self, "", ("size", "closing"), 0)
+        _check(self, "", ("threshold",), 0, 1)

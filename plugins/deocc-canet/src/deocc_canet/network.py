@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deocc.errors import UsageError
 from deocc.ops import DualAttentionFusion
-from deocc_canet.config import Architecture, Config
+from deocc_canet.config import HEADS, Architecture, Config
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """x + multi-head attention over all positions of the coarsest map, so that one side of a face informs the other."""
 
-    def __init__(self, width: int, heads: int = 4) -> None:
+    def __init__(self, width: int, heads: int = HEADS) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)

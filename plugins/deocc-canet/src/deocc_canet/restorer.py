@@ -50,7 +50,11 @@ class Restorer(method.Restorer):
     def restore(self, image: Tensor, occlusion: Tensor | None) -> method.Restored:
         """See :meth:`deocc.method.Restorer.restore`."""
         if image.shape[0] == 0:
-            return method.Restored(image, image[:, :1] if occlusion is None else occlusion)
+            # Shuffling pixels knows no empty batch: one face is restored, and none kept.
+            some = (None if value is None else value.new_zeros((1, *value.shape[1:])) for value in (image, occlusion))
+            one = self.restore(*some)
+            extras = {name: value[:0] for name, value in one.extras.items()}
+            return method.Restored(one.image[:0], one.occlusion[:0], extras)
         height, width = image.shape[2:]
         at_once = max(1, _AT_ONCE // (height * width)) if image.device.type == "cpu" else len(image)
         images = image.float().split(at_once)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -131,6 +132,12 @@ class JointTraining(Task):
             raise UsageError(
                 f"losses.texture_layers must be among architecture.layers {layers}, got {losses.texture_layers}"
             )
+        for term, network_of in (("style", "VGG-16"), ("perceptual", "AlexNet or VGG-16, with the heads of LPIPS")):
+            if getattr(losses, term) and not getattr(losses, f"{term}_weights"):
+                raise UsageError(
+                    f"joint.losses.{term} needs joint.losses.{term}_weights, a safetensors file of {network_of} as "
+                    "deocc.losses.LPIPS describes it, and there is none; or set it to 0"
+                )
         self.style = StyleLoss(losses.style_weights, maps=losses.style_maps) if losses.style else None
         self.perceptual = LPIPS(losses.perceptual_weights) if losses.perceptual else None
         identity = losses.identity or losses.identity_maps
@@ -356,6 +363,7 @@ class FinderTraining(Task):
         self.finder: nn.Module = copy.deepcopy(network.finder)
         self.average = network.requires_grad_(False).eval()
         self.optimizer = torch.optim.Adam(self.finder.parameters(), lr=config.finder.learning_rate, betas=(0.9, 0.99))
+        self._has_completer = False
 
     @property
     def training(self) -> Training:
@@ -385,6 +393,13 @@ class FinderTraining(Task):
 
     def step(self, batch: Mapping[str, Tensor], engine: Engine, index: int) -> Mapping[str, Tensor | float]:
         """See :meth:`deocc.method.Task.step`."""
+        if not self._has_completer and index == 0:
+            warnings.warn(
+                "the finder is trained beside a completer that never was, and both are exported together: run the "
+                "stages before, or name weights to start from",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         settings = self.config.finder
         occluded, occlusion = (_to_float(batch[name], engine.device) for name in ("occluded", "occlusion"))
         rate = _set_learning_rate((self.optimizer,), settings, index, decay=True)
@@ -423,6 +438,7 @@ class FinderTraining(Task):
 
     def start_from(self, exports: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over the network of the stage before."""
+        self._has_completer = True
         self.average.load_state_dict(exports["restorer"])
         self.finder.load_state_dict(self.average.finder.state_dict())
 
