@@ -53,8 +53,9 @@ class Unmask(Verb):
     """Restore the occluded faces of photos. Restored pixels are invented.
 
     Every face of a photo is found, restored and pasted back; the rest of the photo stays as it is, to the bit. A photo
-    NAME.jpg becomes OUT/NAME.png; a photo below a folder keeps its place below OUT. A run that was stopped is taken up
-    where it stopped by the same command. Photos that fail are listed at the end, and the exit code is 1.
+    NAME.jpg becomes OUT/NAME.png, in 8-bit RGB, what is transparent on white; a photo below a folder keeps its place
+    below OUT. A run that was stopped is taken up where it stopped by the same command. Photos that fail are listed at
+    the end, and the exit code is 1.
 
     Attributes:
         photos: Image files (JPEG, PNG, WebP, BMP, TIFF), folders (searched with all folders below), or quoted patterns
