@@ -196,12 +196,10 @@ def test_update(device: str, compare: Any) -> None:
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("negatives", WAYS)
-def test_two_threads_help(
-    negatives: str, measure: str, thread_speedup: Callable[[Callable[[], object]], float]
-) -> None:
+def test_two_threads_help(negatives: str, measure: str, thread_speedup: Callable[..., None]) -> None:
     inputs = inputs_of(IDENTITIES["casia"], "cpu", torch.float32, count=1024, present=512)
     mine = WAYS[negatives][0]
-    thread_speedup((lambda: mine(*inputs)) if measure == "forward" else (lambda: step(mine, *inputs)))
+    thread_speedup((lambda: mine(*inputs)) if measure == "forward" else (lambda: step(mine, *inputs)), 1.1)
 
 
 @pytest.mark.parametrize("identities", ["casia", "ms1m"])

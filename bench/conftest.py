@@ -116,7 +116,8 @@ def operator_of(request: pytest.FixtureRequest) -> str:
 
 
 def name_of(request: pytest.FixtureRequest) -> str:
-    return f"{operator_of(request)} {request.node.name.removeprefix('test_')}"
+    operator = operator_of(request)
+    return f"{operator} {request.node.name.removeprefix('test_').removeprefix(operator).removeprefix('_')}"
 
 
 def finish(device: str) -> None:

@@ -144,8 +144,8 @@ class KeyQueue(nn.Module):
         """Replace the oldest keys, in place; past the last row it goes on with the first.
 
         However many keys come, the result is that of enqueueing them one by one: of more than K the last K stay.
-        They are detached, divided by their norms (in float32 at least; a row of zeros stays) and rounded to the queue's
-        dtype. NaN stays NaN: nothing looks at the values, so that a GPU need not be waited for.
+        They are detached, divided by their norms (in float64; a row of zeros stays) and rounded to the queue's dtype.
+        NaN stays NaN: nothing looks at the values, so that a GPU need not be waited for.
 
         Args:
             keys: (B, D) floating point, on the queue's device; any B, 0 included.
@@ -163,11 +163,8 @@ class KeyQueue(nn.Module):
         if keys.device != self.queue.device:
             wanted = f"on the queue's device {self.queue.device}"
             raise InputError(f"KeyQueue.enqueue: keys must be {wanted}, got {keys.device}")
-        wide = torch.promote_types(keys.dtype, torch.float32)
-        keys = keys.detach().to(wide)
-        # Their squares neither overflow nor vanish when the largest entry is 1.
-        largest = keys.abs().amax(dim=1, keepdim=True)
-        keys = nn.functional.normalize(keys / torch.where(largest == 0, 1, largest), dim=1).to(self.queue.dtype)
+        # In float64 the squares of narrower numbers neither overflow nor vanish.
+        keys = nn.functional.normalize(keys.detach().double(), dim=1, eps=_LEAST).to(self.queue.dtype)
         if gather and torch.distributed.is_available() and torch.distributed.is_initialized():
             keys = _gather(keys, group)
         left_out = max(len(keys) - length, 0)
@@ -194,6 +191,7 @@ def _gather(keys: Tensor, group: torch.distributed.ProcessGroup | None) -> Tenso
     return torch.cat([rows[:length] for rows, length in zip(everywhere, lengths, strict=True)])
 
 
+_LEAST = torch.finfo(torch.float64).tiny
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

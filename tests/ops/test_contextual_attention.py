@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from deocc.errors import InputError
 from deocc.ops import backends, contextual_attention, contextual_attention_offsets
 from deocc.ops.reference import contextual_attention as reference
-from deocc.testing.operators import SPECS, use_backend
+from deocc.testing.operators import DTYPES, SPECS, use_backend
 
 BACKENDS = [name for name, state in backends("contextual_attention").items() if state.available]
 
@@ -293,3 +296,21 @@ def _some() -> Tensor:
 def test_what_cannot_be_used(arguments: tuple[object, ...], options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         contextual_attention(*arguments, **options)  # type: ignore[arg-type]
+
+
+SHAPES = st.lists(st.integers(0, 4), min_size=0, max_size=5).map(tuple)
+ANY_DTYPE = st.sampled_from([*DTYPES, torch.uint8, torch.int64, torch.bool, torch.complex64])
+
+
+@given(st.lists(st.tuples(SHAPES, ANY_DTYPE), min_size=4, max_size=4), st.integers(-1, 3), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_nothing_crashes_the_interpreter(
+    drawn: list[tuple[tuple[int, ...], torch.dtype]], rate: int, fuse: bool
+) -> None:
+    one, two, three, four = (torch.ones(shape).to(dtype) for shape, dtype in drawn)
+    with contextlib.suppress(RuntimeError):  # the kernels check for themselves
+        torch.ops.deocc.contextual_attention(one, two, three, rate, 10.0, fuse)
+    with contextlib.suppress(RuntimeError):
+        torch.ops.deocc.contextual_attention_backward(one, two, three, four, rate, 10.0, fuse)
+    with contextlib.suppress(RuntimeError):
+        torch.ops.deocc.contextual_attention_offsets(one, two, three, rate, fuse)

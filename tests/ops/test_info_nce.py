@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import math
@@ -597,3 +598,19 @@ def test_the_first_keys_depend_on_no_default() -> None:
         other = KeyQueue(8, 4)
     assert other.queue.is_meta
     assert other.pointer.is_meta
+
+
+SHAPES = st.lists(st.integers(0, 3), min_size=0, max_size=3).map(tuple)
+ANY_DTYPE = st.sampled_from([*DTYPES, torch.uint8, torch.int64, torch.bool, torch.complex64])
+
+
+@given(st.lists(st.tuples(SHAPES, ANY_DTYPE), min_size=5, max_size=5), st.booleans(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_nothing_crashes_the_interpreter(
+    drawn: list[tuple[tuple[int, ...], torch.dtype]], by_query: bool, by_positive: bool
+) -> None:
+    one, two, three, four, five = (torch.ones(shape).to(dtype) for shape, dtype in drawn)
+    with contextlib.suppress(RuntimeError):  # the kernels check for themselves
+        torch.ops.deocc.info_nce(one, two, three, 0.07, by_query, by_positive)
+    with contextlib.suppress(RuntimeError):
+        torch.ops.deocc.info_nce_backward(one, two, three, four, five)
