@@ -12,13 +12,15 @@ Environment variables:
 
 - ``DEOCC_STRICT=1``: computing with the reference for want of a kernel is an error. Read at every call.
 - ``DEOCC_BACKEND=reference``: always compute with the reference, to compare or to look for a fault. Read at every call.
-- ``DEOCC_VECTOR=avx2`` or ``narrow``: the CPU kernels compute as on a processor without wider vectors; to measure and
-  to test. Read once. :func:`composite` and :func:`composite_uint8` do not look at it.
+- ``DEOCC_VECTOR=avx2`` or ``narrow``: the CPU kernels compute as on a processor without wider vectors, to measure and
+  to test (``avx512``: without products of bfloat16). Checked at every call, and followed as it was at the first one;
+  :func:`composite`, :func:`composite_uint8` and :func:`rasterise` compute the same with any.
 
 A graph made by ``torch.compile`` keeps what was decided while it was traced.
 
 Derivatives are those of reverse mode. Forward mode (``torch.autograd.forward_ad``) is not there: PyTorch hands such
-operators no tangents, and the result has none, without an error. The references have it.
+operators no tangents, and the result has none, without an error, or, where an input requires a gradient, with
+``NotImplementedError``. The references have it.
 """
 
 from deocc.ops._registry import Backend, backends, build_info

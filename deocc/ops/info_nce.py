@@ -129,8 +129,8 @@ class KeyQueue(nn.Module):
                 raise InputError(f"KeyQueue: {name} must be an integer of at least 1, got {value!r}")
         if dtype not in _DTYPES:
             raise InputError(f"KeyQueue: dtype must be float32, float64, bfloat16 or float16, got {dtype}")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise InputError(f"KeyQueue: seed must be an integer, got {seed!r}")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**64:
+            raise InputError(f"KeyQueue: seed must be an integer from -2**63 to 2**64 - 1, got {seed!r}")
         device = torch.get_default_device() if device is None else device
         generator = torch.Generator("cpu").manual_seed(seed)
         rows = torch.randn(length, dim, generator=generator, dtype=torch.float32, device="cpu")

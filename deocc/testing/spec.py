@@ -21,7 +21,7 @@ class Case:
         name: unique among the operator's cases.
         kind: ``smoke`` (small, usual), ``edge`` (empty, odd, all or nothing occluded), ``paper`` (the size that the
             method's paper works at) or ``large``. gradcheck, compile and autocast see the first two. Benches measure
-            what has the names of the last two, at shapes of their own where the float64 reference would take minutes.
+            mostly the last two, some at shapes of their own where the float64 reference would take minutes.
         inputs: draws the tensors of a call, float64 or of integers.
         options: keyword arguments of the call.
         floors: bench ``"<device> <measure>"``, with `` tuned`` behind it when malloc keeps freed memory -> the least

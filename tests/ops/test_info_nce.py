@@ -572,7 +572,8 @@ def test_keys_that_cannot_be_enqueued(keys: Tensor, message: str) -> None:
         ((0, 4), {}, "length must be an integer of at least 1, got 0"),
         ((4, 1.5), {}, "dim must be an integer of at least 1, got 1.5"),
         ((4, True), {}, "dim must be an integer of at least 1, got True"),
-        ((4, 4), {"seed": "a"}, "seed must be an integer, got 'a'"),
+        ((4, 4), {"seed": "a"}, "seed must be an integer from .*, got 'a'"),
+        ((4, 4), {"seed": 2**64}, "seed must be an integer from .*, got 18446744073709551616"),
         ((4, 4), {"dtype": torch.int8}, "dtype must be float32, float64, bfloat16 or float16, got torch.int8"),
     ],
 )

@@ -134,11 +134,11 @@ class Losses:
 
     def __post_init__(self) -> None:
         texture = ("style", "identity", "identity_maps", "perceptual")
-        _check(self, "losses.", ("reconstruction", "dense_field", "gate", "adversarial", "edges", *texture), 0)
-        _check(self, "losses.", ("style_maps",), 1, 5)
+        _check(self, "joint.losses.", ("reconstruction", "dense_field", "gate", "adversarial", "edges", *texture), 0)
+        _check(self, "joint.losses.", ("style_maps",), 1, 5)
         if not self.texture_layers and any(getattr(self, name) for name in texture):
             raise UsageError(
-                "losses.texture_layers must hold one layer at least, or the weights of all texture terms be 0 "
+                "joint.losses.texture_layers must hold one layer at least, or the weights of all texture terms be 0 "
                 f"({', '.join(texture)}), got none"
             )
 

@@ -130,7 +130,7 @@ class JointTraining(Task):
         losses, layers = config.joint.losses, config.architecture.layers
         if not set(losses.texture_layers) <= set(layers):
             raise UsageError(
-                f"losses.texture_layers must be among architecture.layers {layers}, got {losses.texture_layers}"
+                f"joint.losses.texture_layers must be among architecture.layers {layers}, got {losses.texture_layers}"
             )
         for term, network_of in (("style", "VGG-16"), ("perceptual", "AlexNet or VGG-16, with the heads of LPIPS")):
             if getattr(losses, term) and not getattr(losses, f"{term}_weights"):
@@ -144,7 +144,7 @@ class JointTraining(Task):
         self.recognizer = plugins.load(losses.identity_method, "recognizer") if identity else None
         if self.recognizer is not None and not self.recognizer.differentiable:
             raise UsageError(
-                "losses.identity_method must be a recognizer that gradients go through, got "
+                "joint.losses.identity_method must be a recognizer that gradients go through, got "
                 f"{losses.identity_method!r}, which teaches nothing"
             )
         self.identity_layers = losses.identity_layers if losses.identity_maps else ()
@@ -154,7 +154,7 @@ class JointTraining(Task):
             unknown = sorted(set(self.identity_layers) - known)
             if unknown or not self.identity_layers:
                 raise UsageError(
-                    f"losses.identity_layers must be submodules of the network of {losses.identity_method}'s "
+                    f"joint.losses.identity_layers must be submodules of the network of {losses.identity_method}'s "
                     f"recognizer, one at least, got {', '.join(unknown) or 'none'}"
                 )
         rate = config.joint.learning_rate
