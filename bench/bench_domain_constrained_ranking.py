@@ -199,7 +199,7 @@ def test_update(device: str, compare: Any) -> None:
 def test_two_threads_help(negatives: str, measure: str, thread_speedup: Callable[..., None]) -> None:
     inputs = inputs_of(IDENTITIES["casia"], "cpu", torch.float32, count=1024, present=512)
     mine = WAYS[negatives][0]
-    thread_speedup((lambda: mine(*inputs)) if measure == "forward" else (lambda: step(mine, *inputs)), 1.1)
+    thread_speedup((lambda: mine(*inputs)) if measure == "forward" else (lambda: step(mine, *inputs)), 1.2)
 
 
 @pytest.mark.parametrize("identities", ["casia", "ms1m"])

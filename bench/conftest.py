@@ -233,7 +233,10 @@ def on_reference(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obje
 def thread_speedup(
     benchmark: Any, request: pytest.FixtureRequest, device: str
 ) -> Callable[[Callable[[], object], float], None]:
-    """``thread_speedup(function, floor)``: the time on one thread over that on two, taking turns, is at least that."""
+    """``thread_speedup(function, floor)``: the time on one thread over that on two, taking turns, is at least that.
+
+    Floors are far below what is usual, since the second processor may be busy for others.
+    """
 
     def run(function: Callable[[], object], floor: float) -> None:
         if device != "cpu" or (os.cpu_count() or 1) < 2:

@@ -112,8 +112,8 @@ SPECS = (
                 floors={
                     "cpu forward": 40.0,
                     "cpu training": 60.0,
-                    "cpu forward tuned": 60.0,
-                    "cpu training tuned": 70.0,
+                    "cpu forward tuned": 45.0,
+                    "cpu training tuned": 55.0,
                 },
             ),
         ),
