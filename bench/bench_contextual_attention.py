@@ -152,13 +152,10 @@ MOST_MB = {
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["features", "large"])
 def test_memory(shape: str, measure: str, compare_memory: Callable[..., None]) -> None:
-    ours, theirs = (
-        f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
-        for function in ("ops.contextual_attention", "eager")
-    )
     compare_memory(
-        ours,
-        theirs,
+        "ops.contextual_attention",
+        "eager",
+        measure,
         MOST_MB[shape, measure],
         small="inputs_of((1, 8, 8, 8), 'cpu', torch.float32)",
         big=f"inputs_of(SHAPES[{shape!r}], 'cpu', torch.float32)",

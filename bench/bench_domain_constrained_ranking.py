@@ -206,13 +206,9 @@ def test_two_threads_help(negatives: str, measure: str, thread_speedup: Callable
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("negatives", WAYS)
 def test_memory(negatives: str, measure: str, identities: str, compare_memory: Callable[..., None]) -> None:
-    mine, theirs = (
-        f"{function.__name__}(*{{}})" if measure == "forward" else f"step({function.__name__}, *{{}})"
-        for function in WAYS[negatives]
-    )
     compare_memory(
-        mine,
-        theirs,
+        *(function.__name__ for function in WAYS[negatives]),
+        measure,
         4.0,
         small="inputs_of(40, 'cpu', torch.float32, 32, 16, 16)",
         big=f"inputs_of({IDENTITIES[identities]}, 'cpu', torch.float32)",

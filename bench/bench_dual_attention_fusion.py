@@ -314,15 +314,17 @@ def test_memory(shape: str, measure: str, compare_memory: Callable[..., None]) -
     """Of the whole module, and of the gradients by the features, which are a result."""
     training = measure == "training"
 
-    def call(which: int) -> str:
-        module = f"networks({SHAPES[shape][1]}, 'cpu')[{which}]"
-        return f"module_step({module}, *{{0}})" if training else f"torch.no_grad()(lambda: {module}(*{{0}}))()"
+    def module(which: int) -> str:
+        made = f"networks({SHAPES[shape][1]}, 'cpu')[{which}]"
+        return made if training else f"torch.no_grad()(lambda *inputs: {made}(*inputs))"
 
     inputs = "(drawn(*{0}).requires_grad_({1}), image_of({0}, 4))"
     compare_memory(
-        call(0),
-        call(1),
+        module(0),
+        module(1),
+        measure,
         math.inf,  # the convolutions' own
+        step="module_step",
         small=inputs.format((1, SHAPES[shape][1], 16, 16), training),
         big=inputs.format(SHAPES[shape], training),
     )

@@ -153,11 +153,14 @@ def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[...
 
 @pytest.mark.parametrize("measure", ["forward", "training"])
 def test_memory(measure: str, compare_memory: Callable[..., None]) -> None:
-    ours, theirs = (
-        f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
-        for function in ("ops.info_nce", "eager")
+    compare_memory(
+        "ops.info_nce",
+        "eager",
+        measure,
+        1.0,
+        small="inputs_of((8, 8, 64), 'cpu')",
+        big="inputs_of(SHAPES['canet'], 'cpu')",
     )
-    compare_memory(ours, theirs, 1.0, small="inputs_of((8, 8, 64), 'cpu')", big="inputs_of(SHAPES['canet'], 'cpu')")
 
 
 def test_scaling(scaling: Callable[..., None], device: str) -> None:

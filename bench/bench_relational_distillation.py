@@ -167,13 +167,10 @@ def test_two_threads_help(shape: str, measure: str, thread_speedup: Callable[...
 @pytest.mark.parametrize("measure", ["forward", "training"])
 @pytest.mark.parametrize("shape", ["batch", "wide"])
 def test_memory(shape: str, measure: str, compare_memory: Callable[..., None]) -> None:
-    ours, theirs = (
-        f"{function}(*{{}})" if measure == "forward" else f"step({function}, *{{}})"
-        for function in ("ops.relational_distillation", "eager")
-    )
     compare_memory(
-        ours,
-        theirs,
+        "ops.relational_distillation",
+        "eager",
+        measure,
         4.0,
         small="inputs_of(8, 16, 'cpu', torch.float32)",
         big=f"inputs_of(*SHAPES[{shape!r}], 'cpu', torch.float32)",

@@ -265,14 +265,16 @@ def thread_speedup(
 def compare_memory(
     peak_mb: Callable[..., float], request: pytest.FixtureRequest, benchmark: Any
 ) -> Callable[..., None]:
-    """``compare_memory("f(*{})", "g(*{})", most, small=..., big=...)``: ours takes at most that many MiB, and no more
+    """``compare_memory("f", "g", measure, most, small=..., big=...)``: ours takes at most that many MiB, and no more
     than theirs.
 
-    The calls are expressions with a place for the inputs, the rest is as in :func:`peak_mb`.
+    Functions and inputs are expressions as in :func:`peak_mb`. Training calls ``step(f, *inputs)``, or what ``step``
+    names instead.
     """
 
-    def run(ours: str, theirs: str, most: float, **inputs: str) -> None:
-        mine, other = (peak_mb(call.format("small"), call.format("big"), **inputs) for call in (ours, theirs))
+    def run(ours: str, theirs: str, measure: str, most: float, *, step: str = "step", **inputs: str) -> None:
+        calls = (f"{function}(*" if measure == "forward" else f"{step}({function}, *" for function in (ours, theirs))
+        mine, other = (peak_mb(f"{call}small)", f"{call}big)", **inputs) for call in calls)
         benchmark.extra_info.update(ours_mb=mine, eager_mb=other)
         benchmark.pedantic(lambda: None)
         NOTES.append((name_of(request), f"{max(mine, 0):.1f} MiB, eager {max(other, 0):.1f}"))

@@ -43,7 +43,7 @@ def contextual_attention(
     Each sample has its own occlusion. Gradients flow to foreground and background, once: a second derivative is an
     error. They are recomputed and not stored, so training keeps the inputs alone; nothing of size L x L, where
     L = H * W / rate ** 2, is in memory on the CPU, but the scores of some rows of positions for each thread: about
-    13 L W / rate floats (8 without ``fuse``), in the backward pass about 42.
+    14 L W / rate floats (9 without ``fuse``), with the backward pass 47.
 
     The features promote to one dtype, inside ``torch.autocast`` too. Half precision is computed in float32 and rounded
     once. A processor that multiplies bfloat16 (AVX512-BF16) is up to 1.8 times as fast with it: products of bfloat16

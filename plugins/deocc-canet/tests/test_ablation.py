@@ -56,7 +56,7 @@ def test_differences_are_paired_and_have_an_interval() -> None:
     assert found["half_interval"] == pytest.approx(1.96 / np.sqrt(3))  # a deviation of 1 over three faces
 
 
-def test_it_writes_its_table_and_goes_on_where_it_stopped(faces: Path, tmp_path: Path, monkeypatch) -> None:
+def test_it_writes_its_table_and_goes_on_where_it_stopped(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RECIPE)
     arguments = ["--data", str(faces), "--eval-data", str(faces), "--recipe", str(tmp_path / "tiny.toml")]
     ablation.main([*arguments, "-o", str(tmp_path / "out")])
@@ -67,9 +67,10 @@ def test_it_writes_its_table_and_goes_on_where_it_stopped(faces: Path, tmp_path:
     assert all(set(row["figures"]) == set(ablation.FIGURES) for row in report["variants"].values())
     assert sum(line.startswith(("| yes", "| -")) for line in table.splitlines()) == 8
     assert table.count("±") == 7 * len(ablation.FIGURES)
-    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("checkpoints/*")}
+    checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("checkpoints/*")}
+    assert len(checkpoints) == 8 + 4  # a joint stage each, and a contrastive one where there is contrast
     ablation.main([*arguments, "-o", str(tmp_path / "out")])
-    assert again == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("checkpoints/*")}
+    assert checkpoints == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("checkpoints/*")}
     assert (tmp_path / "out" / "ablation.md").read_text() == table
 
 

@@ -242,5 +242,6 @@ class Config:
     closing: int = 1
 
     def __post_init__(self) -> None:
-        _check(self, "", ("size", "closing"), 0)
+        _check(self, "", ("size",), 1)
+        _check(self, "", ("closing",), 0)
         _check(self, "", ("threshold",), 0, 1)
